@@ -1,0 +1,76 @@
+"""Every field there is, with its default. Other configurations start from this one and override what differs.
+
+Set any of them on the command line: --config.inner.steps=10
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+    c.seed = 0  # of initialisation and of every task; tasks are a function of (seed, split, index)
+
+    c.data = ml_collections.ConfigDict()
+    c.data.name = "glyphs"  # glyphs (drawn here, no download), omniglot, mini_imagenet
+    c.data.dir = ""  # folder of the raw files; '' looks in datasets/<name>
+    c.data.cache_dir = ""  # folder for built stores; '' means the user's cache folder
+    c.data.image_size = 28  # side of the images in pixels, at least 16
+    c.data.split = "vinyals"  # omniglot only: vinyals (1028/172/423 characters) or random (1100/100/423 by split_seed)
+    c.data.split_seed = 0  # of the random split, and of the glyphs drawn
+    c.data.rotations = False  # in training, a class turned by 90, 180 or 270 degrees counts as a class of its own
+    c.data.normalize = "none"  # none (pixels in [0, 1]) or imagenet (its mean and deviation per channel)
+    c.data.support_augment = "none"  # none or flip; of support images, in training only
+    c.data.query_augment = "none"  # none or flip; of query images, in training only
+
+    c.task = ml_collections.ConfigDict()  # a training episode
+    c.task.way = 5  # classes
+    c.task.shot = 1  # support images per class
+    c.task.query = 15  # query images per class
+
+    c.model = ml_collections.ConfigDict()
+    c.model.encoder = "convnet4"  # convnet4
+    c.model.width = 32  # channels of the encoder
+    c.model.norm = (
+        "batch"  # batch (transductive), episodic or global (inductive); by layer: 'block[12]=global, episodic'
+    )
+    c.model.head = "meta"  # meta: the head's initialisation is learned; zero: it starts at zero, any number of ways
+
+    c.inner = ml_collections.ConfigDict()  # adaptation to one task
+    c.inner.steps = 5  # gradient steps on the support set, >= 0
+    c.inner.encoder_rate = 0.01  # learning rate of the encoder, >= 0
+    c.inner.head_rate = 0.01  # learning rate of the head, >= 0
+    c.inner.momentum = 0.0  # in [0, 1)
+    c.inner.weight_decay = 0.0  # added to the gradient of every adapted tensor, >= 0
+    c.inner.fixed = ""  # regular expression: parameters whose name contains it are meta-learned but do not adapt
+    c.inner.first_order = False  # FOMAML: inner gradients are constants to the outer loop
+    c.inner.checkpoint = True  # recompute activations step by step: memory flat in the number of steps
+
+    c.outer = ml_collections.ConfigDict()  # the meta-update
+    c.outer.optimizer = "adam"  # adam, sgd or rmsprop
+    c.outer.rate = 1e-3  # learning rate, > 0
+    c.outer.momentum = 0.9  # of sgd, in [0, 1)
+    c.outer.weight_decay = 0.0  # added to the meta-gradient, >= 0
+    c.outer.clip = 10.0  # meta-gradients are clipped to [-clip, clip], entry by entry; 0: not at all
+    c.outer.schedule = "constant"  # constant, step (times `factor` at each milestone) or cosine (to 0 at train.steps)
+    c.outer.milestones = (0,)  # for step: meta-steps at which the rate falls
+    c.outer.factor = 0.1  # for step: what it is multiplied by
+    c.outer.period = 1  # meta-steps between changes of the rate; 200 is the original's epoch
+
+    c.train = ml_collections.ConfigDict()
+    c.train.steps = 10_000  # meta-steps
+    c.train.tasks = 4  # tasks per meta-step
+    c.train.tasks_at_once = 0  # tasks computed side by side, a divisor of tasks; 0: one on CPU, all on an accelerator
+    c.train.report_every = 100  # meta-steps between lines of progress, run as one compiled call
+    c.train.validate_every = 1000  # meta-steps between validations, which pick the best checkpoint; 0: never
+    c.train.validation_tasks = 200  # tasks of the validation split, the same ones every time
+    c.train.checkpoint_every = 1000  # meta-steps between checkpoints to resume from
+
+    c.eval = ml_collections.ConfigDict()  # the protocol of validation and test
+    c.eval.split = "test"  # test, val or train
+    c.eval.tasks = 600  # number of tasks
+    c.eval.way = c.task.get_oneway_ref("way")  # another number than task.way needs model.head='zero'
+    c.eval.shot = c.task.get_oneway_ref("shot")  # support images per class
+    c.eval.query = c.task.get_oneway_ref("query")  # query images per class; the figure depends on it
+    c.eval.steps = c.inner.get_oneway_ref("steps")  # inner steps at test
+    c.eval.checkpoint = "best"  # best (by validation) or latest
+    return c.lock()

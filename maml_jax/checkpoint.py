@@ -1,0 +1,108 @@
+"""Checkpoints of a run: the latest, to resume from, and the best by validation, to keep."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from maml_jax import tree
+from maml_jax.errors import DataError
+from maml_jax.tree import PyTree
+
+KINDS = ("latest", "best")
+
+
+class Checkpoints:
+    """The checkpoints under a run's work directory, written by Orbax, each whole or not at all.
+
+    A state is stored as a flat mapping from names to arrays, so that a checkpoint can be read without this library's
+    classes.
+
+    Args:
+      folder: such as `workdir/checkpoints`; made on the first save.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder.absolute()
+        self._managers: dict[str, ocp.CheckpointManager] = {}
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for manager in self._managers.values():
+            manager.close()
+
+    def save(self, kind: str, step: int, state: PyTree, **facts: Any) -> None:
+        """Writes `state` as the new 'latest' or 'best' checkpoint, and removes the one before once it is safe.
+
+        Args:
+          kind: 'latest' or 'best'.
+          step: meta-steps taken.
+          state: a pytree of arrays.
+          **facts: plain values to keep with it.
+        """
+        manager = self._manager(kind)
+        if manager.latest_step() == step:
+            return  # after a crash between two saves, the same step with the same content comes again
+        arrays = ocp.args.StandardSave(_flatten(state))
+        manager.save(step, args=ocp.args.Composite(state=arrays, facts=ocp.args.JsonSave(facts)), force=True)
+        manager.wait_until_finished()
+
+    def latest_step(self, kind: str) -> int | None:
+        """The meta-step of the checkpoint of that kind; None if there is none."""
+        if not (self._folder / kind).is_dir():
+            return None
+        return self._manager(kind).latest_step()
+
+    def facts(self, kind: str) -> dict[str, Any]:
+        """The values kept with the checkpoint of that kind; empty if there is none."""
+        step = self.latest_step(kind)
+        if step is None:
+            return {}
+        return self._manager(kind).restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
+
+    def restore(self, kind: str, like: PyTree) -> PyTree:
+        """Reads the checkpoint of that kind.
+
+        Args:
+          kind: 'latest' or 'best'.
+          like: arrays or shapes, the structure to fill.
+
+        Raises:
+          DataError: there is none, it cannot be read, or it is of another model.
+        """
+        step = self.latest_step(kind)
+        if step is None:
+            raise DataError(f"no checkpoint in {self._folder / kind}; train first, with the same --workdir")
+        try:
+            stored = self._manager(kind).restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))[
+                "state"
+            ]
+        except Exception as error:  # whatever a damaged file makes Orbax raise
+            reason = str(error).strip().split("\n")[0]
+            raise DataError(f"cannot read the checkpoint {self._folder / kind / str(step)}: {reason}") from error
+        expected = _flatten(like)
+        for name in sorted(stored.keys() | expected.keys()):
+            got = stored[name].shape if name in stored else "lacking"
+            want = expected[name].shape if name in expected else "unknown"
+            if got != want:
+                raise DataError(
+                    f"the checkpoint {self._folder / kind / str(step)} is of another model: "
+                    f"{name} is {got}, expected {want}"
+                )
+        return jax.tree.unflatten(jax.tree.structure(like), [stored[name] for name in expected])
+
+    def _manager(self, kind: str) -> ocp.CheckpointManager:
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+        if kind not in self._managers:
+            options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+            self._managers[kind] = ocp.CheckpointManager(self._folder / kind, options=options)
+        return self._managers[kind]
+
+
+def _flatten(state: PyTree) -> dict[str, Any]:
+    names = [name.replace("/", ".") for name in tree.names(state)]
+    return dict(zip(names, jax.tree.leaves(state), strict=True))

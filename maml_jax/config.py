@@ -1,0 +1,175 @@
+"""Checking configurations, and keeping them as JSON beside a run."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from maml_jax.data.augment import AUGMENTATIONS, NORMALIZATIONS
+from maml_jax.errors import ConfigError
+from maml_jax.nn.model import ENCODERS, HEADS
+from maml_jax.nn.norm import mode_of
+
+Rule = tuple[Callable[[Any], bool], str]
+
+
+def _one_of(*choices: str) -> Rule:
+    return lambda value: value in choices, f"must be one of {', '.join(choices)}"
+
+
+def _at_least(low: float) -> Rule:
+    return lambda value: value >= low, f"must be at least {low}"
+
+
+_POSITIVE: Rule = (lambda value: value > 0, "must be greater than 0")
+_FRACTION: Rule = (lambda value: 0 <= value < 1, "must be in [0, 1)")
+
+
+def _is_pattern(value: str) -> bool:
+    try:
+        re.compile(value)
+    except re.error:
+        return False
+    return True
+
+
+_RULES: dict[str, Rule] = {
+    "seed": (lambda value: 0 <= value < 2**32, "must be in [0, 2**32)"),
+    "data.image_size": _at_least(16),
+    "data.split": _one_of("vinyals", "random"),
+    "data.normalize": _one_of(*NORMALIZATIONS),
+    "data.support_augment": _one_of(*AUGMENTATIONS),
+    "data.query_augment": _one_of(*AUGMENTATIONS),
+    "task.way": _at_least(2),
+    "task.shot": _at_least(1),
+    "task.query": _at_least(1),
+    "model.encoder": _one_of(*ENCODERS),
+    "model.width": _at_least(1),
+    "model.head": _one_of(*HEADS),
+    "inner.steps": _at_least(0),
+    "inner.encoder_rate": _at_least(0),
+    "inner.head_rate": _at_least(0),
+    "inner.momentum": _FRACTION,
+    "inner.weight_decay": _at_least(0),
+    "inner.fixed": (_is_pattern, "must be a regular expression"),
+    "outer.optimizer": _one_of("adam", "sgd", "rmsprop"),
+    "outer.rate": _POSITIVE,
+    "outer.momentum": _FRACTION,
+    "outer.weight_decay": _at_least(0),
+    "outer.clip": _at_least(0),
+    "outer.schedule": _one_of("constant", "step", "cosine"),
+    "outer.milestones": (lambda value: all(isinstance(m, int) and m >= 0 for m in value), "must be meta-steps, >= 0"),
+    "outer.factor": _POSITIVE,
+    "outer.period": _at_least(1),
+    "train.steps": _at_least(0),
+    "train.tasks": _at_least(1),
+    "train.tasks_at_once": _at_least(0),
+    "train.report_every": _at_least(1),
+    "train.validate_every": _at_least(0),
+    "train.validation_tasks": _at_least(1),
+    "train.checkpoint_every": _at_least(1),
+    "eval.split": _one_of("test", "val", "train"),
+    "eval.tasks": _at_least(2),
+    "eval.way": _at_least(2),
+    "eval.shot": _at_least(1),
+    "eval.query": _at_least(1),
+    "eval.steps": _at_least(0),
+    "eval.checkpoint": _one_of("best", "latest"),
+}
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses a configuration that cannot work, before anything is read or compiled.
+
+    Raises:
+      ConfigError: naming the field, its value and what it must be.
+    """
+    fields = flatten(config)
+    for field, (holds, rule) in _RULES.items():
+        value = fields[field]
+        if not holds(value):
+            raise ConfigError(f"{field}={value!r} {rule}; set it with --config.{field}=VALUE")
+    mode_of(config.model.norm, "")  # raises if malformed
+    tasks, at_once = config.train.tasks, config.train.tasks_at_once
+    if at_once and tasks % at_once:
+        raise ConfigError(f"train.tasks_at_once={at_once} does not divide train.tasks={tasks}")
+    if config.eval.checkpoint == "best" and not config.train.validate_every:
+        raise ConfigError("eval.checkpoint='best' is picked by validation; use --config.eval.checkpoint=latest")
+    if config.eval.way != config.task.way and config.model.head != "zero":
+        raise ConfigError(
+            f"eval.way={config.eval.way} differs from task.way={config.task.way}, but a meta-learned head has a fixed "
+            "number of ways; use --config.model.head=zero"
+        )
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """All fields by their dotted names, references resolved."""
+    fields = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            fields |= {f"{name}.{field}": v for field, v in flatten(value).items()}
+        else:
+            fields[name] = value
+    return fields
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """A configuration as JSON, one object per section."""
+    return json.dumps(config.copy_and_resolve_references().to_dict(), indent=2) + "\n"
+
+
+def load(path: Path, default: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Reads a file of `to_json`; fields that came into being since keep their `default`.
+
+    Raises:
+      ConfigError: the file is missing or damaged, or holds a field that no longer exists.
+    """
+    try:
+        stored = json.loads(path.read_text())
+        default.update_from_flattened_dict(_flat(stored))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    return default
+
+
+def _flat(stored: dict, prefix: str = "") -> dict[str, Any]:
+    fields = {}
+    for name, value in stored.items():
+        if isinstance(value, dict):
+            fields |= _flat(value, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = tuple(value) if isinstance(value, list) else value
+    return fields
+
+
+# Fields that may change between one start of a run and the next without making it another run.
+_FREE = (
+    "data.dir",
+    "data.cache_dir",
+    "train.steps",
+    "train.report_every",
+    "train.checkpoint_every",
+    "eval.split",
+    "eval.tasks",
+    "eval.checkpoint",
+)
+
+
+def check_same_run(config: ml_collections.ConfigDict, stored: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Refuses to continue a run under settings that would make it another one.
+
+    Raises:
+      ConfigError: naming the fields that differ and the way out.
+    """
+    free = set(_FREE)
+    if config.outer.schedule == "cosine":
+        free.remove("train.steps")  # the length of the schedule
+    new, old = flatten(config), flatten(stored)
+    changes = ", ".join(f"{f} {old[f]!r} -> {new[f]!r}" for f in new if new[f] != old[f] and f not in free)
+    if changes:
+        raise ConfigError(
+            f"{workdir} holds a run with other settings ({changes}); give another --workdir, or the same settings"
+        )

@@ -1,0 +1,189 @@
+"""Omniglot (Lake et al., Science 2015): 1,623 handwritten characters, 20 images of each.
+
+Read from the official archives `images_background.zip` and `images_evaluation.zip`, or from the folders they unpack to.
+"""
+
+import functools
+import importlib.resources
+import os
+import re
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from maml_jax.data import images
+from maml_jax.data.source import SPLITS, ClassImages, LazySplits, Source, stamp, stamp_all
+from maml_jax.errors import ConfigError, DataError
+
+VERSION = 1
+"""Raise it with any change to the pixels, so that stores are built anew."""
+IMAGES_PER_CLASS = 20
+TERMS = (
+    "Omniglot, https://github.com/brendenlake/omniglot, MIT licence; cite Lake, Salakhutdinov and Tenenbaum, "
+    "'Human-level concept learning through probabilistic program induction', Science 350 (2015)."
+)
+_PARTS = ("images_background", "images_evaluation")
+_CLASS_SPLITS = ("vinyals", "random")
+_MEMBER = re.compile(r"(?P<name>[^/.][^/]*/character\d\d)/[^/.][^/]*\.png")
+"""An image's path below its part's folder. Names that begin with a dot are a file manager's, not Omniglot's."""
+
+
+def source(root: str | os.PathLike[str], split: str = "vinyals", image_size: int = 28, seed: int = 0) -> Source:
+    """Returns Omniglot as a data set: bright ink on black, uint8 `[20, size, size, 1]` per class.
+
+    Rotated copies of the classes, which many papers add, are left to sampling.
+
+    Args:
+      root: Folder with the two archives, or with the two folders they unpack to.
+      split: 'vinyals', the 1028 / 172 / 423 classes of Matching Networks (alphabets are kept together but for one), or
+        'random', as in MAML: 1200 random classes, of which the last 100 are for validation, and 423 for the test.
+      image_size: Side of the images in pixels; the 105 pixels of the originals are resized by an antialiasing Lanczos
+        filter, as in MAML.
+      seed: Seed of the random split.
+
+    Raises:
+      ConfigError: If there is no such split.
+      DataError: If an archive and its folder are missing. That they are complete and undamaged shows as they are read.
+    """
+    if split not in _CLASS_SPLITS:
+        raise ConfigError(f"data.split is '{split}'; choose one of {', '.join(_CLASS_SPLITS)}")
+    parts = _find_parts(Path(root))
+    names = vinyals_split() if split == "vinyals" else random_split(seed)
+
+    @functools.cache
+    def files() -> dict[str, tuple[_Archive | _Folder, list[str]]]:
+        return {name: (part, members) for part in parts for name, members in _by_class(part.members()).items()}
+
+    def classes_of(subset: str) -> list[ClassImages]:
+        _check_complete(names[subset], {name: len(members) for name, (_, members) in files().items()}, Path(root))
+        return [_class_images(name, *files()[name], image_size) for name in names[subset]]
+
+    fingerprint = {"version": VERSION, "split": split, "files": [part.stamp() for part in parts]}
+    if split == "random":
+        fingerprint["seed"] = seed
+    shape = (image_size, image_size, 1)
+    return Source(f"omniglot-{split}-{image_size}", fingerprint, shape, LazySplits(SPLITS, classes_of))
+
+
+def vinyals_split() -> dict[str, list[str]]:
+    """Returns the class names, 'Alphabet/characterNN', of each split of Matching Networks."""
+    names: dict[str, list[str]] = {split: [] for split in SPLITS}
+    text = (
+        importlib.resources.files("maml_jax.data").joinpath("splits/omniglot_vinyals.txt").read_text(encoding="utf-8")
+    )
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            split, alphabet, first, last = line.split()
+            names[split] += [f"{alphabet}/character{c:02d}" for c in range(int(first), int(last) + 1)]
+    return names
+
+
+def random_split(seed: int) -> dict[str, list[str]]:
+    """Returns the class names of MAML's kind of split: 1100, 100 and 423 random classes."""
+    everything = sorted(name for names in vinyals_split().values() for name in names)
+    shuffled = [everything[i] for i in np.random.default_rng(seed).permutation(len(everything))]
+    return {"train": shuffled[:1100], "val": shuffled[1100:1200], "test": shuffled[1200:]}
+
+
+class _Archive:
+    """One of the two archives."""
+
+    def __init__(self, file: Path):
+        self.path = file
+
+    @functools.cached_property
+    def _zip(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self.path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise DataError(f"cannot read {self.path}: {error}; download it again") from error
+
+    def stamp(self) -> dict[str, Any]:
+        return stamp(self.path)
+
+    def members(self) -> list[str]:
+        """Returns the paths below the archive's one folder."""
+        return [name.partition("/")[2] for name in self._zip.namelist()]
+
+    def read(self, member: str) -> bytes:
+        try:
+            return self._zip.read(f"{self.path.stem}/{member}")
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            raise DataError(f"cannot read {member} in {self.path}: {error}; download it again") from error
+
+
+class _Folder:
+    """One of the two archives, unpacked."""
+
+    def __init__(self, folder: Path):
+        self.path = folder
+        self._members = [path.relative_to(folder).as_posix() for path in folder.glob("*/*/*.png")]
+
+    def stamp(self) -> dict[str, Any]:
+        return stamp_all(self.path, self._members)
+
+    def members(self) -> list[str]:
+        """Returns the paths below the folder, '/' between their parts."""
+        return self._members
+
+    def read(self, member: str) -> bytes:
+        try:
+            return (self.path / member).read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read {self.path / member}: {error}") from error
+
+
+def _find_parts(root: Path) -> list[_Archive | _Folder]:
+    """Finds both parts in `root`, as an archive if there is one, else as a folder."""
+    parts, missing = [], []
+    for part in _PARTS:
+        if (root / f"{part}.zip").is_file():
+            parts.append(_Archive(root / f"{part}.zip"))
+        elif (root / part).is_dir():
+            parts.append(_Folder(root / part))
+        else:
+            missing.append(f"{part}.zip (or the folder {part})")
+    if missing:
+        raise DataError(
+            f"Omniglot needs {' and '.join(missing)} in {root.absolute()}; get them from "
+            "https://github.com/brendenlake/omniglot (python/images_background.zip and images_evaluation.zip) and set "
+            "--config.data.dir=FOLDER"
+        )
+    return parts
+
+
+def _by_class(members: Sequence[str]) -> dict[str, list[str]]:
+    """Groups the images among `members` by class, each class in the order of the names."""
+    by_class = defaultdict(list)
+    for member in sorted(members):
+        if match := _MEMBER.fullmatch(member):
+            by_class[match["name"]].append(member)
+    return by_class
+
+
+def _check_complete(names: Sequence[str], counts: dict[str, int], root: Path) -> None:
+    wrong = [name for name in names if counts.get(name) != IMAGES_PER_CLASS]
+    if wrong:
+        raise DataError(
+            f"Omniglot in {root.absolute()} is incomplete: {len(wrong)} of {len(names)} classes do not have "
+            f"{IMAGES_PER_CLASS} images, such as {wrong[0]} with {counts.get(wrong[0], 0)}; download or unpack it again"
+        )
+
+
+def _class_images(name: str, part: _Archive | _Folder, members: list[str], size: int) -> ClassImages:
+    def load() -> np.ndarray:
+        return np.stack([_image(part, member, size) for member in members])
+
+    return ClassImages(name, len(members), load, str(part.path))
+
+
+def _image(part: _Archive | _Folder, member: str, size: int) -> np.ndarray:
+    """Returns one image, inverted so that ink is bright: uint8 `[size, size, 1]`."""
+    image = images.decode(part.read(member), "L", f"{member} in {part.path}")
+    return 255 - images.to_square(image, size, Image.Resampling.LANCZOS)

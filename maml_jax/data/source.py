@@ -1,0 +1,140 @@
+"""Where class stores are built from: the classes of a data set and how to read the images of each."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maml_jax.errors import DataError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassImages:
+    """The images of one class, not read yet.
+
+    Attributes:
+      name: Name of the class, unique in its `Source`.
+      count: Number of images that `load` gives.
+      load: Reads them: uint8 `[count, height, width, channels]`.
+      origin: The file or folder they come from, for messages; '' if they come from none.
+    """
+
+    name: str
+    count: int
+    load: Callable[[], np.ndarray]
+    origin: str = ""
+
+    def __str__(self) -> str:
+        return f"class '{self.name}'" + (f" from {self.origin}" if self.origin else "")
+
+    def read(self, image_shape: tuple[int, int, int]) -> np.ndarray:
+        """Loads the images and checks them: contiguous uint8 `[count, *image_shape]`.
+
+        Raises:
+          DataError: If `load` gives anything else.
+        """
+        images = self.load()
+        expected = (self.count, *image_shape)
+        if images.dtype != np.uint8 or images.shape != expected:
+            raise DataError(f"{self} holds {images.dtype} {list(images.shape)}, expected uint8 {list(expected)}")
+        return np.ascontiguousarray(images)
+
+
+class LazySplits(Mapping[str, Sequence[ClassImages]]):
+    """Splits whose classes are only listed when asked for, so that finding a store that is already built costs nothing.
+
+    Args:
+      names: The splits there are, some of `SPLITS`.
+      classes_of: Lists the classes of a split; called at each access.
+    """
+
+    def __init__(self, names: Iterable[str], classes_of: Callable[[str], Sequence[ClassImages]]):
+        self._names = tuple(names)
+        self._classes_of = classes_of
+
+    def __getitem__(self, split: str) -> Sequence[ClassImages]:
+        if split not in self._names:
+            raise KeyError(split)
+        return self._classes_of(split)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A data set as it comes: classes of images by split, and what identifies their pixels.
+
+    Attributes:
+      name: Name of the data set and its variant, such as 'omniglot-vinyals-28'.
+      fingerprint: All that the pixels depend on, as JSON: settings, the builder's version, the files' sizes and times.
+      image_shape: Height, width and channels of every image.
+      splits: Classes by split, in the order in which a store keeps them. A split may be lacking.
+    """
+
+    name: str
+    fingerprint: Mapping[str, Any]
+    image_shape: tuple[int, int, int]
+    splits: Mapping[str, Sequence[ClassImages]]
+
+    def __post_init__(self):
+        if not self.splits or not set(self.splits) <= set(SPLITS):
+            raise ValueError(f"splits of {self.name} are {sorted(self.splits)}; expected some of {list(SPLITS)}")
+
+    def digest(self) -> str:
+        """Returns 12 hexadecimal digits that change with the name, the fingerprint or the image shape."""
+        identity = [self.name, dict(self.fingerprint), list(self.image_shape)]
+        text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def checked_splits(self) -> Iterator[tuple[str, Sequence[ClassImages]]]:
+        """Yields each split's name and classes, one split at a time.
+
+        Raises:
+          DataError: If a split has no classes, a class no images, or a class name comes twice, in whichever splits.
+        """
+        split_of: dict[str, str] = {}
+        for split in self.splits:
+            classes = self.splits[split]
+            if not classes:
+                raise DataError(f"split '{split}' of {self.name} has no classes")
+            for c in classes:
+                if c.count < 1:
+                    raise DataError(f"{c} has no images")
+                if c.name in split_of:
+                    raise DataError(f"{c} is in split '{split_of[c.name]}' and again in split '{split}'")
+                split_of[c.name] = split
+            yield split, classes
+
+
+def stamp(file: Path) -> dict[str, Any]:
+    """Returns a file's name, size and time of change: what stands for its content in a fingerprint.
+
+    Not its folder, so that a data set may be moved (not copied anew) without its store being built again.
+    """
+    status = file.stat()
+    return {"file": file.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def stamp_all(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Returns one stamp for the files `names` of `folder`, which changes if any one's `stamp` does.
+
+    Raises:
+      OSError: If one of them is not there.
+    """
+    digest = hashlib.sha256()
+    count = 0
+    for name in sorted(names):
+        status = (folder / name).stat()
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        count += 1
+    return {"folder": folder.name, "files": count, "stamps_sha256": digest.hexdigest()}

@@ -1,0 +1,108 @@
+"""From a configuration to the pieces it describes."""
+
+from collections.abc import Mapping
+
+import jax
+import ml_collections
+import optax
+
+from maml_jax.data.sampler import TaskSpec, check_fit
+from maml_jax.data.store import ClassStore
+from maml_jax.errors import DataError
+from maml_jax.meta import inner
+from maml_jax.nn import model
+from maml_jax.nn.model import Model
+
+
+def build_model(config: ml_collections.ConfigDict, way: int, image_shape: tuple[int, int, int]) -> Model:
+    """The classifier of `config.model` for a number of classes and an image shape."""
+    m = config.model
+    return model.build(m.encoder, m.width, m.norm, m.head, way, image_shape)
+
+
+def build_inner(config: ml_collections.ConfigDict) -> inner.InnerLoop:
+    """The inner loop of `config.inner`."""
+    c = config.inner
+    rule = inner.sgd(c.encoder_rate, c.head_rate, c.momentum, c.weight_decay)
+    return inner.InnerLoop(rule, inner.all_but(c.fixed), c.first_order, c.checkpoint)
+
+
+def build_outer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """The outer optimiser of `config.outer`, with PyTorch's constants; weight decay is added to the gradient."""
+    c = config.outer
+    rules = {
+        "adam": lambda: optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8),
+        "sgd": lambda: optax.trace(c.momentum),
+        "rmsprop": lambda: optax.scale_by_rms(decay=0.99, eps=1e-8, eps_in_sqrt=False),
+    }
+    return optax.chain(
+        optax.clip(c.clip) if c.clip else optax.identity(),
+        optax.add_decayed_weights(c.weight_decay) if c.weight_decay else optax.identity(),
+        rules[c.optimizer](),
+        optax.scale_by_learning_rate(build_schedule(config)),
+    )
+
+
+def build_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """The outer learning rate as a function of the meta-steps taken, changing every `outer.period` of them."""
+    c = config.outer
+    schedules = {
+        "constant": lambda: optax.constant_schedule(c.rate),
+        "step": lambda: optax.piecewise_constant_schedule(c.rate, dict.fromkeys(c.milestones, c.factor)),
+        "cosine": lambda: optax.cosine_decay_schedule(c.rate, max(config.train.steps, 1)),
+    }
+    schedule = schedules[c.schedule]()
+    return lambda step: schedule(step // c.period * c.period)
+
+
+def train_tasks(config: ml_collections.ConfigDict) -> TaskSpec:
+    """The tasks of meta-training."""
+    t, d = config.task, config.data
+    return TaskSpec(
+        seed=config.seed,
+        split="train",
+        way=t.way,
+        shot=t.shot,
+        query=t.query,
+        rotations=d.rotations,
+        support_augment=d.support_augment,
+        query_augment=d.query_augment,
+        normalize=d.normalize,
+    )
+
+
+def eval_tasks(config: ml_collections.ConfigDict, split: str) -> TaskSpec:
+    """The tasks of validation and test: not augmented, classes not turned."""
+    e = config.eval
+    return TaskSpec(config.seed, split, e.way, e.shot, e.query, normalize=config.data.normalize)
+
+
+def tasks_at_once(config: ml_collections.ConfigDict) -> int:
+    """How many tasks of a meta-step to compute side by side: as set, else one on a CPU and all elsewhere."""
+    if config.train.tasks_at_once:
+        return config.train.tasks_at_once
+    return 1 if jax.default_backend() == "cpu" else config.train.tasks
+
+
+def check_data(config: ml_collections.ConfigDict, stores: Mapping[str, ClassStore], training: bool) -> None:
+    """Refuses tasks that the data are too small for, or images that the normalisation does not fit.
+
+    Raises:
+      ConfigError: see `check_fit`.
+      DataError: a split that is needed is lacking, or channels do not fit.
+    """
+    needed = {config.eval.split: (eval_tasks(config, config.eval.split), "eval")}
+    if training:
+        needed |= {"train": (train_tasks(config), "task")}
+        if config.train.validate_every:
+            needed |= {"val": (eval_tasks(config, "val"), "eval")}
+    for split, (spec, section) in needed.items():
+        if split not in stores:
+            raise DataError(f"data.name={config.data.name!r} has no {split!r} split; it has {', '.join(stores)}")
+        check_fit(spec, stores[split], section)
+        channels = stores[split].image_shape[2]
+        if config.data.normalize != "none" and channels != 3:
+            raise DataError(
+                f"data.normalize={config.data.normalize!r} is for colour images, but those of "
+                f"{config.data.name!r} have {channels} channel; use --config.data.normalize=none"
+            )

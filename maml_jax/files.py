@@ -1,0 +1,56 @@
+"""The files of a work directory, written so that a crash leaves no half of one."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import tensorboardX
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Calls `write` with a temporary file, then renames it to `path`."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class MetricsWriter:
+    """Writes scalars to `metrics.jsonl`, one object per line, and to TensorBoard.
+
+    Args:
+      workdir: the run's folder.
+      resume_step: what an earlier start wrote beyond this meta-step is dropped, since it will come again.
+    """
+
+    def __init__(self, workdir: Path, resume_step: int):
+        self._path = workdir / "metrics.jsonl"
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= resume_step]
+        write_whole(self._path, lambda file: file.write("".join(kept).encode()))
+        self._file = self._path.open("a")
+        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+
+    def _lines(self) -> list[str]:
+        """Whole lines of the file; a crash may have left half of one."""
+        if not self._path.exists():
+            return []
+        return [line for line in self._path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+
+    def write(self, step: int, split: str, **scalars: float) -> None:
+        """Adds one line: `step` meta-steps taken, the `split` measured on, and the scalars."""
+        self._file.write(json.dumps({"step": step, "split": split, **scalars}) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._file.close()
+        self._board.close()

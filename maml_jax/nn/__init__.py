@@ -1,0 +1,1 @@
+"""Encoders, normalisation with statistics as arguments, and the convolution they are built on."""

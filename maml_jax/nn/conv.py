@@ -1,0 +1,228 @@
+"""Convolution closed under differentiation.
+
+XLA is fast on three forms of a convolution: forward, input gradient and weight gradient. The second derivatives that
+JAX derives from `lax.conv_general_dilated` are other forms, with the image as the kernel, and fall off those fast
+paths, which makes a second-order meta-gradient one to two orders of magnitude slower than it has to be.
+
+A stride-1 convolution is bilinear, and its derivatives close on two operations. With `flip` reversing the window and
+swapping the channel axes, and p' = window - 1 - p the complementary padding,
+
+    conv(x, w; p):    x̄ = conv(ȳ, flip(w); p')     w̄ = wgrad(x, ȳ; p)
+    wgrad(x, y; p):   x̄ = conv(y, flip(W̄); p')     ȳ = conv(x, W̄; p)
+
+Both are JAX primitives declared bilinear, so every order of reverse and forward mode runs through the same two
+kernels. A leading group axis, one independent convolution per entry, closes them under `vmap` too: a batched image
+with a shared kernel folds into the image batch, and a batched pair, one kernel per task, becomes groups.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+_FEW_CHANNELS = (2, 3, 4)  # with so many input channels, patches times matrix beats XLA's convolution on a CPU
+
+
+def conv(x: jax.Array, kernel: jax.Array, padding: str | Sequence[Sequence[int]] = "SAME") -> jax.Array:
+    """Stride-1 two-dimensional convolution (cross-correlation, as deep learning has it).
+
+    Args:
+      x: images, `[batch, height, width, in_channels]`.
+      kernel: `[window_height, window_width, in_channels, out_channels]`, of the same dtype.
+      padding: 'SAME', 'VALID', or explicit zeros `((top, bottom), (left, right))`.
+
+    Returns:
+      `[batch, out_height, out_width, out_channels]`, where `out = in + padding - window + 1`.
+
+    Raises:
+      ValueError: shapes, dtypes or padding do not fit.
+    """
+    if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2]:
+        raise ValueError(f"conv wants x [n, h, w, c] and kernel [kh, kw, c, o], got {x.shape} and {kernel.shape}")
+    if x.dtype != kernel.dtype:
+        raise ValueError(f"conv wants one dtype, got x {x.dtype} and kernel {kernel.dtype}")
+    padding = _explicit(padding, kernel.shape[:2])
+    out = [n + sum(p) - k + 1 for n, p, k in zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)]
+    if min(out) < 1 or any(not 0 <= q < k for p, k in zip(padding, kernel.shape[:2], strict=True) for q in p):
+        raise ValueError(f"padding {padding} does not fit images {x.shape} and kernel {kernel.shape}")
+    return _conv_p.bind(x[None], kernel[None], padding=padding)[0]
+
+
+def _explicit(padding, window) -> Padding:
+    if padding == "SAME":
+        return tuple(((k - 1) // 2, k // 2) for k in window)
+    if padding == "VALID":
+        return ((0, 0), (0, 0))
+    if isinstance(padding, str):
+        raise ValueError(f"padding must be 'SAME', 'VALID' or ((top, bottom), (left, right)), got {padding!r}")
+    return tuple((int(before), int(after)) for before, after in padding)
+
+
+# The two primitives. x [group, n, h, w, c], kernel [group, kh, kw, c, o], y [group, n, h', w', o].
+
+_conv_p = Primitive("closed_conv")
+_wgrad_p = Primitive("closed_conv_wgrad")
+
+
+def _conv_abstract(x, kernel, *, padding):
+    (top, bottom), (left, right) = padding
+    g, n, h, w, _ = x.shape
+    _, kh, kw, _, o = kernel.shape
+    return ShapedArray((g, n, h + top + bottom - kh + 1, w + left + right - kw + 1, o), x.dtype)
+
+
+def _wgrad_abstract(x, y, *, padding):
+    return ShapedArray((x.shape[0], *_window(x, y, padding), x.shape[4], y.shape[4]), x.dtype)
+
+
+def _window(x, y, padding):
+    return tuple(n + sum(p) - m + 1 for n, m, p in zip(x.shape[2:4], y.shape[2:4], padding, strict=True))
+
+
+def _flip(kernel):
+    return jnp.flip(kernel, (1, 2)).swapaxes(3, 4)
+
+
+def _complement(padding, window):
+    return tuple((k - 1 - before, k - 1 - after) for (before, after), k in zip(padding, window, strict=True))
+
+
+def _conv_to_x(ct, x, kernel, *, padding):
+    del x  # undefined: this is the cotangent with respect to it
+    return _conv_p.bind(ct, _flip(kernel), padding=_complement(padding, kernel.shape[1:3]))
+
+
+def _conv_to_kernel(ct, x, kernel, *, padding):
+    del kernel
+    return _wgrad_p.bind(x, ct, padding=padding)
+
+
+def _wgrad_to_x(ct, x, y, *, padding):
+    del x
+    return _conv_p.bind(y, _flip(ct), padding=_complement(padding, ct.shape[1:3]))
+
+
+def _wgrad_to_y(ct, x, y, *, padding):
+    del y
+    return _conv_p.bind(x, ct, padding=padding)
+
+
+def _conv_batch(args, dims, *, padding):
+    (x, kernel), (x_dim, kernel_dim) = args, dims
+    if kernel_dim is None:  # shared kernel: the mapped axis joins the images
+        x = jnp.moveaxis(x, x_dim, 1)
+        g, b, n = x.shape[:3]
+        out = _conv_p.bind(x.reshape(g, b * n, *x.shape[3:]), kernel, padding=padding)
+        return out.reshape(g, b, n, *out.shape[2:]), 1
+    return _batch_as_groups(_conv_p, args, dims, padding)
+
+
+def _wgrad_batch(args, dims, *, padding):
+    return _batch_as_groups(_wgrad_p, args, dims, padding)
+
+
+def _batch_as_groups(primitive, args, dims, padding):
+    size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+    args = [
+        jnp.broadcast_to(a, (size, *a.shape)) if d is None else jnp.moveaxis(a, d, 0)
+        for a, d in zip(args, dims, strict=True)
+    ]
+    out = primitive.bind(*[a.reshape(-1, *a.shape[2:]) for a in args], padding=padding)
+    return out.reshape(size, -1, *out.shape[1:]), 0
+
+
+# Kernels. Each takes one group, or all, and is compiled by XLA; choices by measurement, see the benchmark.
+
+
+def _patches(x, window, padding):
+    """`[..., h, w, c]` to `[..., h', w', kh * kw * c]`: the pixels under the window at each place."""
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [*padding, (0, 0)])
+    h, w = (n - k + 1 for n, k in zip(x.shape[-3:-1], window, strict=True))
+    shifted = [x[..., i : i + h, j : j + w, :] for i in range(window[0]) for j in range(window[1])]
+    return jnp.concatenate(shifted, axis=-1)
+
+
+def _conv_xla(x, kernel, padding):
+    """One group through XLA's convolution."""
+    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS)
+
+
+def _conv_patches(x, kernel, padding):
+    """One group as patches times matrix, image by image so that the patches stay in cache."""
+    matrix = kernel.reshape(-1, kernel.shape[3])
+    return lax.map(lambda image: _patches(image, kernel.shape[:2], padding) @ matrix, x)
+
+
+def _conv_cpu(x, kernel, *, padding):
+    if x.dtype != jnp.float32:  # XLA's own convolution is fast in float32 only
+        matrices = kernel.reshape(kernel.shape[0], -1, kernel.shape[4])
+        return jnp.einsum("gnhwk,gko->gnhwo", _patches(x, kernel.shape[1:3], padding), matrices)
+    one = _conv_patches if x.shape[4] in _FEW_CHANNELS else _conv_xla
+    return _each_group(lambda x, kernel: one(x, kernel, padding), x, kernel)
+
+
+def _wgrad_cpu(x, y, *, padding):
+    window = _window(x, y, padding)
+
+    def matrix(x, y):  # [kh * kw * c, o], summed over the places of any number of images
+        patches = _patches(x, window, padding)
+        return patches.reshape(-1, patches.shape[-1]).T @ y.reshape(-1, y.shape[-1])
+
+    def one(x, y):
+        shape = (*window, x.shape[3], y.shape[3])
+        if x.dtype != jnp.float32:
+            return matrix(x, y).reshape(shape)
+        start = jnp.zeros((window[0] * window[1] * x.shape[3], y.shape[3]), x.dtype)
+        total, _ = lax.scan(lambda total, image: (total + matrix(*image), None), start, (x, y))
+        return total.reshape(shape)
+
+    return _each_group(one, x, y)
+
+
+def _each_group(one, *args):
+    if args[0].shape[0] == 1:
+        return one(*(a[0] for a in args))[None]
+    return lax.map(lambda a: one(*a), args)
+
+
+def _conv_default(x, kernel, *, padding):
+    return jax.vmap(lambda x, kernel: _conv_xla(x, kernel, padding))(x, kernel)
+
+
+def _wgrad_default(x, y, *, padding):
+    window = _window(x, y, padding)
+
+    def one(x, y):  # the weight gradient, written as the convolution it is: images as channels, y as the kernel
+        dimensions = ("CHWN", "IHWO", "HWNC")
+        out = lax.conv_general_dilated(x, y, (1, 1), padding, dimension_numbers=dimensions)
+        return out.reshape(*window, x.shape[3], y.shape[3])
+
+    return jax.vmap(one)(x, y)
+
+
+def _register(primitive, abstract, transposes, batch, default, cpu):
+
+    def run(x, y, *, padding):
+        kernels = {"cpu": cpu, "default": default}
+        return lax.platform_dependent(
+            x, y, **{name: functools.partial(k, padding=padding) for name, k in kernels.items()}
+        )
+
+    primitive.def_impl(jax.jit(run, static_argnames="padding"))
+    primitive.def_abstract_eval(abstract)
+    ad.defbilinear(primitive, *transposes)
+    batching.primitive_batchers[primitive] = batch
+    mlir.register_lowering(primitive, mlir.lower_fun(default, multiple_results=False))
+    mlir.register_lowering(primitive, mlir.lower_fun(cpu, multiple_results=False), platform="cpu")
+
+
+_register(_conv_p, _conv_abstract, (_conv_to_x, _conv_to_kernel), _conv_batch, _conv_default, _conv_cpu)
+_register(_wgrad_p, _wgrad_abstract, (_wgrad_to_x, _wgrad_to_y), _wgrad_batch, _wgrad_default, _wgrad_cpu)

@@ -1,0 +1,48 @@
+"""Layers shared by the encoders."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from maml_jax.nn.conv import conv
+
+
+class Conv(nn.Module):
+    """Stride-1 'SAME' convolution on `maml_jax.nn.conv`, for which second derivatives are as fast as first ones.
+
+    Attributes:
+      features: output channels.
+      window: side of the square window, in pixels.
+      use_bias: adds one bias per output channel.
+      kernel_init: initialiser of the `[window, window, in, features]` kernel.
+    """
+
+    features: int
+    window: int = 3
+    use_bias: bool = True
+    kernel_init: Callable = nn.initializers.he_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[batch, height, width, channels]` to `[batch, height, width, features]`."""
+        shape = (self.window, self.window, x.shape[-1], self.features)
+        y = conv(x, self.param("kernel", self.kernel_init, shape, x.dtype))
+        if self.use_bias:
+            y += self.param("bias", nn.initializers.zeros, (self.features,), x.dtype)
+        return y
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """Max-pooling over 2x2 windows with stride 2; an odd last row or column is dropped, as in PyTorch.
+
+    Args:
+      x: `[batch, height, width, channels]`.
+
+    Returns:
+      `[batch, height // 2, width // 2, channels]`. A window's gradient is shared out evenly among tied maxima.
+    """
+    n, h, w, c = x.shape
+    x = x[:, : h // 2 * 2, : w // 2 * 2]
+    return jnp.max(x.reshape(n, h // 2, 2, w // 2, 2, c), axis=(2, 4))

@@ -1,0 +1,198 @@
+"""Meta-training: many meta-steps per compiled call, validation, checkpoints."""
+
+import functools
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax import lax
+
+from maml_jax import experiment
+from maml_jax.checkpoint import Checkpoints
+from maml_jax.data.sampler import DeviceImages, TaskSpec, sample_tasks
+from maml_jax.evaluate import Evaluator
+from maml_jax.files import MetricsWriter
+from maml_jax.meta.inner import InnerLoop
+from maml_jax.meta.step import MetaState, init_state, meta_step
+from maml_jax.nn.model import Model
+from maml_jax.progress import duration, say
+
+
+class Interrupted(Exception):
+    """Training was asked to stop, and has written a checkpoint."""
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("model", "inner", "optimizer", "spec", "tasks", "steps", "tasks_at_once", "report_every"),
+    donate_argnames="state",
+)
+def _run_steps(
+    state: MetaState,
+    images: DeviceImages,
+    count: jax.Array,
+    *,
+    model: Model,
+    inner: InnerLoop,
+    optimizer: optax.GradientTransformation,
+    spec: TaskSpec,
+    tasks: int,
+    steps: int,
+    tasks_at_once: int,
+    report_every: int,
+) -> tuple[MetaState, dict[str, jax.Array]]:
+    """Takes `count` meta-steps, at most `report_every`, on tasks drawn inside.
+
+    Returns:
+      The state, and the query loss and accuracy of each step, `[report_every]`, of which the first `count` count.
+    """
+
+    def one(i, carry):
+        state, log = carry
+        episodes = sample_tasks(spec, images, state.step * tasks + jnp.arange(tasks, dtype=jnp.int32))
+        state, results = meta_step(model, inner, optimizer, state, episodes, steps, tasks_at_once)
+        measured = {"loss": results.loss.mean(), "accuracy": results.accuracy.mean()}
+        return state, jax.tree.map(lambda row, value: row.at[i].set(value), log, measured)
+
+    log = {"loss": jnp.zeros(report_every), "accuracy": jnp.zeros(report_every)}
+    return lax.fori_loop(0, count, one, (state, log))
+
+
+def fresh_state(config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]) -> MetaState:
+    """The state that training under `config` starts from."""
+    model = experiment.build_model(config, config.task.way, image_shape)
+    return init_state(model, experiment.build_outer(config), jax.random.key(config.seed))
+
+
+def train(config: ml_collections.ConfigDict, images: Mapping[str, DeviceImages], workdir: Path) -> None:
+    """Trains until `train.steps`, from the latest checkpoint in the work directory if there is one.
+
+    Writes `metrics.jsonl`, TensorBoard events and checkpoints. The result is the same whether or not it was
+    interrupted.
+
+    Args:
+      config: the configuration, checked.
+      images: by split; 'train', and 'val' if `train.validate_every` is set.
+      workdir: an existing folder.
+
+    Raises:
+      Interrupted: SIGINT or SIGTERM came; the steps taken are in the latest checkpoint.
+    """
+    state = fresh_state(config, images["train"].pixels.shape[1:])
+    with Checkpoints(workdir / "checkpoints") as checkpoints, _StopSignal() as stop:
+        resumed = checkpoints.latest_step("latest")
+        if resumed is not None:
+            state = checkpoints.restore("latest", state)
+            say(f"continuing at meta-step {resumed} of {config.train.steps}")
+        with MetricsWriter(workdir, resumed or 0) as metrics:
+            _loop(config, images, state, checkpoints, metrics, stop)
+
+
+def _loop(config, images, state, checkpoints, metrics, stop):
+    c = config.train
+    advance = functools.partial(
+        _run_steps,
+        model=experiment.build_model(config, config.task.way, images["train"].pixels.shape[1:]),
+        inner=experiment.build_inner(config),
+        optimizer=experiment.build_outer(config),
+        spec=experiment.train_tasks(config),
+        tasks=c.tasks,
+        steps=config.inner.steps,
+        tasks_at_once=experiment.tasks_at_once(config),
+        report_every=c.report_every,
+    )
+    validator = Evaluator(config, images["val"], "val") if c.validate_every else None
+    step = int(state.step)
+    report = _Report(config, metrics, step)
+    if step < c.steps:
+        say("compiling the meta-step; this takes a moment the first time")
+    while step < c.steps:
+        until = min(c.steps, *(_next(step, every) for every in (c.report_every, c.checkpoint_every, c.validate_every)))
+        state, log = advance(state, images["train"], jnp.int32(until - step))
+        report.show_last()  # while the device computes the next ones
+        report.add(step, until, log)
+        step = until
+        at_end = step == c.steps
+        if validator and (step % c.validate_every == 0 or at_end):
+            report.show_last()
+            _validate(validator, c.validation_tasks, state, checkpoints, metrics)
+        if step % c.checkpoint_every == 0 or at_end or stop.requested:
+            report.show_last()
+            checkpoints.save("latest", step, state)
+        if stop.requested:
+            raise Interrupted(f"stopped after meta-step {step} of {c.steps}; run the same command to go on")
+
+
+def _next(step: int, every: int) -> float:
+    return (step // every + 1) * every if every else float("inf")
+
+
+def _validate(validator, tasks, state, checkpoints, metrics):
+    """Scores the state on the validation tasks and keeps it if it is the best so far."""
+    step = int(state.step)
+    result = validator(state.params, state.stats, tasks)
+    best = checkpoints.facts("best").get("accuracy", -1.0)
+    metrics.write(step, "val", loss=result.loss, accuracy=result.accuracy, ci95=result.ci95)
+    mark = ""
+    if result.accuracy > best:
+        checkpoints.save("best", step, state, accuracy=result.accuracy)
+        mark = ", the best so far"
+    say(f"step {step:>6}  validation accuracy {result.accuracy:.2%} ± {result.ci95:.2%}{mark}")
+
+
+class _Report:
+    """Writes what a call measured, one call late, so that the host does not wait for the device."""
+
+    def __init__(self, config, metrics, step):
+        self._config, self._metrics, self._first = config, metrics, step
+        self._pending = None
+        self._clock = time.perf_counter()
+        self._started = None  # set after the first call, which includes compilation
+
+    def add(self, start, end, log):
+        self._pending = (start, end, log)
+
+    def show_last(self):
+        if self._pending is None:
+            return
+        start, end, log = self._pending
+        self._pending = None
+        count = end - start
+        loss, accuracy = (float(jax.device_get(log[name])[:count].mean()) for name in ("loss", "accuracy"))
+        now = time.perf_counter()
+        rate = count * self._config.train.tasks / (now - self._clock)
+        self._clock = now
+        self._metrics.write(end, "train", loss=loss, accuracy=accuracy, tasks_per_second=rate)
+        left = ""
+        if self._started:
+            since, at = self._started
+            left = f"  {duration((self._config.train.steps - end) * (now - since) / (end - at))} left"
+        else:
+            self._started = (now, end)
+        total = self._config.train.steps
+        say(f"step {end:>6} / {total}  loss {loss:.4f}  accuracy {accuracy:.2%}  {rate:.1f} tasks/s{left}")
+
+
+class _StopSignal:
+    """Turns the first SIGINT or SIGTERM into a request to stop at the next chance; a second one acts at once."""
+
+    def __init__(self):
+        self.requested = False
+
+    def _handle(self, number, frame):
+        self.requested = True
+        say("stopping after the meta-steps under way; press Ctrl-C again to stop at once")
+        signal.signal(number, self._before[number])
+
+    def __enter__(self):
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

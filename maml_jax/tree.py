@@ -1,0 +1,35 @@
+"""Parameters by name: a leaf's name is its path, such as 'encoder/block1/conv/kernel'."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+PyTree = Any
+
+
+def name_of(path: tuple) -> str:
+    """The name of a leaf from the key path that `jax.tree_util` gives for it."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def names(tree: PyTree) -> list[str]:
+    """The names of all leaves, in the tree's order."""
+    return [name_of(path) for path, _ in jax.tree.leaves_with_path(tree)]
+
+
+def map_named(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
+    """Applies `function(name, leaf)` to every leaf."""
+    return jax.tree.map_with_path(lambda path, leaf: function(name_of(path), leaf), tree)
+
+
+def partition(tree: PyTree, predicate: Callable[[str], bool]) -> tuple[PyTree, PyTree]:
+    """Splits a tree into the leaves whose name fulfils `predicate` and the others, each with None for the rest."""
+    chosen = map_named(lambda name, leaf: leaf if predicate(name) else None, tree)
+    others = map_named(lambda name, leaf: None if predicate(name) else leaf, tree)
+    return chosen, others
+
+
+def merge(left: PyTree, right: PyTree) -> PyTree:
+    """Undoes `partition`: takes each leaf from the side that has it."""
+    return jax.tree.map(lambda l, r: r if l is None else l, left, right, is_leaf=lambda x: x is None)

@@ -1,0 +1,105 @@
+"""Parameters and statistics between PyTorch's names and layouts and ours, exactly, in both directions.
+
+| PyTorch                                 | here                         | layout                               |
+| --------------------------------------- | ---------------------------- | ------------------------------------ |
+| `encoder.encoder.conv1.conv.weight`     | `encoder/block1/conv/kernel` | `[out, in, h, w]`; `[h, w, in, out]` |
+| `encoder.encoder.conv1.bn.weight`       | `encoder/block1/norm/scale`  |                                      |
+| `encoder.encoder.conv1.bn.running_mean` | `encoder/block1/norm/mean`   |                                      |
+| `classifier.linear.weight`              | `head/kernel`                | `[way, c h w]`; `[h w c, way]`       |
+
+A convolutional feature map is flattened channels first there and channels last here, which permutes the head's rows.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from maml_jax import tree
+from maml_jax.nn.model import Model
+from maml_jax.tree import PyTree
+
+Arrays = dict[str, np.ndarray]
+
+_NAMES = (
+    (r"encoder/block(\d)/conv/kernel", r"encoder.encoder.conv\1.conv.weight"),
+    (r"encoder/block(\d)/conv/bias", r"encoder.encoder.conv\1.conv.bias"),
+    (r"encoder/block(\d)/norm/scale", r"encoder.encoder.conv\1.bn.weight"),
+    (r"encoder/block(\d)/norm/bias", r"encoder.encoder.conv\1.bn.bias"),
+    (r"encoder/block(\d)/norm/mean", r"encoder.encoder.conv\1.bn.running_mean"),
+    (r"encoder/block(\d)/norm/var", r"encoder.encoder.conv\1.bn.running_var"),
+    (r"head/kernel", r"classifier.linear.weight"),
+    (r"head/bias", r"classifier.linear.bias"),
+)
+
+
+def torch_name(name: str) -> str:
+    """PyTorch's name of our parameter or statistic `name`, such as 'encoder/block1/conv/kernel'."""
+    for ours, theirs in _NAMES:
+        match = re.fullmatch(ours, name)
+        if match:
+            return match.expand(theirs)
+    raise ValueError(f"no PyTorch name is known for {name!r}")
+
+
+def to_torch(leaves: PyTree, feature_shape: tuple[int, ...]) -> Arrays:
+    """Arrays of a pytree of ours under PyTorch's names, in PyTorch's layouts.
+
+    Args:
+      leaves: parameters, gradients or statistics, in our structure.
+      feature_shape: `(height, width, channels)` of the encoder's last map, or `(channels,)` where it is averaged.
+    """
+    named = ((tree.name_of(path), np.asarray(leaf)) for path, leaf in jax.tree.leaves_with_path(leaves))
+    return {torch_name(name): _to_torch(name, array, feature_shape) for name, array in named}
+
+
+def from_torch(arrays: Mapping[str, Any], like: PyTree, feature_shape: tuple[int, ...]) -> PyTree:
+    """A pytree of ours from arrays under PyTorch's names and in PyTorch's layouts; undoes `to_torch`.
+
+    Args:
+      arrays: by PyTorch's names; those that `like` has no place for are left out.
+      like: a pytree of arrays or shapes, to be filled.
+      feature_shape: see `to_torch`.
+
+    Raises:
+      ValueError: an array is missing, or of another shape.
+    """
+
+    def fill(name, leaf):
+        theirs = torch_name(name)
+        if theirs not in arrays:
+            raise ValueError(f"{theirs} is missing")
+        array = _from_torch(name, np.asarray(arrays[theirs]), feature_shape)
+        if array.shape != leaf.shape:
+            raise ValueError(f"{theirs} gives {name} of shape {array.shape} instead of {leaf.shape}")
+        return array
+
+    return tree.map_named(fill, like)
+
+
+def feature_shape(model: Model) -> tuple[int, ...]:
+    """Shape of what a model's encoder flattens: `(height, width, channels)`, or `(channels,)` where it averages."""
+    height, width, _ = model.image_shape
+    encoder = model.classifier.encoder
+    return (height // 16, width // 16, encoder.width)
+
+
+def _to_torch(name: str, array: np.ndarray, feature_shape: tuple[int, ...]) -> np.ndarray:
+    if array.ndim == 4:
+        return array.transpose(3, 2, 0, 1)
+    if name == "head/kernel":
+        maps = array.reshape(*feature_shape, -1)
+        return np.moveaxis(maps, (-1, -2), (0, 1)).reshape(maps.shape[-1], -1)
+    return array
+
+
+def _from_torch(name: str, array: np.ndarray, feature_shape: tuple[int, ...]) -> np.ndarray:
+    if array.ndim == 4:
+        return array.transpose(2, 3, 1, 0)
+    if name == "head/kernel":
+        *space, channels = feature_shape
+        maps = array.reshape(-1, channels, *space)
+        return np.moveaxis(maps, (0, 1), (-1, -2)).reshape(-1, maps.shape[0])
+    return array

@@ -1,0 +1,352 @@
+"""Golden cases: recorded outputs of the original PyTorch-MAML, and how far other outputs are from them.
+
+A case is one `.npz` file: a JSON string `spec`, from which parameters and images are drawn anew, and the arrays that
+the original computed from them. `read_case` checks the whole file, so that a case is used entirely or refused.
+Names and layouts are PyTorch's: images `[episodes, images, 3, height, width]`, convolutions `[out, in, kh, kw]`.
+
+NumPy only: the PyTorch and the JAX side replay the same cases.
+"""
+
+import json
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+CHANNELS = {
+    "convnet4": (32, 32, 32, 32),
+    "wide-convnet4": (64, 64, 64, 64),
+    "resnet12": (64, 128, 256, 512),
+    "wide-resnet12": (64, 160, 320, 640),
+}
+# The largest error, as `compare` reports it, with which a replay passes; for quantities not named, `default`.
+TOLERANCE = {
+    "float64": {"default": 1e-9, "outer_losses": 1e-7, "outer_final": 1e-7},
+    "float32": {"default": 1e-4, "grad": 1e-3, "gradnorm": 1e-3, "outer_losses": 1e-3, "outer_final": 1e-3},
+}
+
+
+class GoldenError(ValueError):
+    """A golden file that cannot be used; the message names the file, the field, and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class InnerArgs:
+    """The inner loop; parameters whose name contains a `frozen` string are not adapted."""
+
+    n_step: int
+    encoder_lr: float
+    classifier_lr: float
+    momentum: float
+    weight_decay: float
+    first_order: bool
+    frozen: tuple[str, ...]
+    reset_classifier: bool
+
+
+@dataclass(frozen=True)
+class OuterArgs:
+    """The outer optimiser (`adam`, `sgd` or `rmsprop`) and the number of steps recorded."""
+
+    name: str
+    lr: float
+    weight_decay: float
+    steps: int
+
+
+@dataclass(frozen=True, eq=False)
+class GoldenCase:
+    """One case: what to run, on what, and what came out.
+
+    `recorded` keeps the file's names: `logits_train` and `logits_eval` `[episodes, way * query, way]`, `loss_train`
+    `[]`, `grad/NAME`, `gradnorm/NAME`, `buffer/NAME`; with `outer`, `outer_losses` `[steps]` and `outer_final/NAME`.
+    """
+
+    name: str
+    encoder: str
+    norm: dict[str, str]  # mode of each block of the encoder: `batch`, `episodic` or `global`
+    temp: float  # factor on the logits
+    learn_temp: bool  # the factor is the parameter `classifier.temp`
+    inner: InnerArgs
+    eval_n_step: int  # inner steps behind `logits_eval`
+    outer: OuterArgs | None
+    n_way: int
+    n_shot: int
+    n_query: int
+    n_episode: int
+    image_size: int
+    dtype: str  # `float64` or `float32`, of parameters and images too
+    seed: int
+    sample: int  # entries kept of a longer gradient or final weight
+    params: Arrays  # in the original's order
+    support_x: np.ndarray  # [episodes, way * shot, 3, image_size, image_size]
+    support_y: np.ndarray  # [way * shot], the same in every episode
+    query_x: np.ndarray  # [episodes, way * query, 3, image_size, image_size]
+    query_y: np.ndarray  # [way * query]
+    recorded: Arrays
+
+
+def block_of(name: str) -> str:
+    """The block of the encoder that a parameter belongs to; ConvNet4's blocks lie a level deeper than ResNet-12's."""
+    return name.removeprefix("encoder.").removeprefix("encoder.").split(".")[0]
+
+
+# Comparing -------------------------------------------------------------------------------------------------------
+
+
+def sampled(array: np.ndarray, sample: int) -> np.ndarray:
+    """The entries of `array` that a golden file keeps: all, `[size]`, or `sample` of them at equal distances."""
+    flat = np.ravel(array)
+    return flat if flat.size <= sample else flat[np.arange(sample) * (flat.size // sample)]
+
+
+def tree_error(actual: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
+    """Largest absolute difference in a tree over its largest absolute expected entry.
+
+    One scale for all arrays, because some are zero but for rounding: a convolution's bias has no gradient if the
+    batch's mean is subtracted next. NaN on either side gives NaN, which no tolerance admits.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    if actual.keys() != expected.keys():
+        raise ValueError(f"on one side only: {', '.join(sorted(actual.keys() ^ expected.keys()))}")
+    for name in expected:
+        if np.shape(actual[name]) != np.shape(expected[name]):
+            raise ValueError(f"{name}: shape {np.shape(actual[name])} instead of {np.shape(expected[name])}")
+    worst = np.max([np.max(np.abs(np.subtract(actual[name], expected[name]))) for name in expected])
+    scale = np.max([np.max(np.abs(array)) for array in expected.values()])
+    return float(worst / scale) if scale != 0 else (0.0 if worst == 0 else math.inf)
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Largest absolute difference over the largest absolute expected entry: `tree_error` of one array."""
+    return tree_error({"array": actual}, {"array": expected})
+
+
+def compare(case: GoldenCase, actual: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Errors of a replay by quantity (`logits_train`, `grad`, ...), to be held against `TOLERANCE[case.dtype]`.
+
+    Args:
+        case: the case that was replayed.
+        actual: the replay's arrays under the names of `case.recorded`, in PyTorch's layouts and not sampled; without
+            the norms, which are those of `grad/NAME`.
+
+    Raises:
+        ValueError: an array is missing, unexpected or of another shape.
+    """
+    kept = {n: sampled(a, case.sample) if n.startswith(("grad/", "outer_final/")) else a for n, a in actual.items()}
+    norms = {n: np.linalg.norm(np.ravel(a)) for n, a in actual.items() if n.startswith("grad/")}
+    kept |= {name.replace("grad/", "gradnorm/", 1): norm for name, norm in norms.items()}
+    if kept.keys() != case.recorded.keys():
+        raise ValueError(f"{case.name}: on one side only: {', '.join(sorted(kept.keys() ^ case.recorded.keys()))}")
+    errors, noise = {}, _noise(case)
+    for quantity in dict.fromkeys(name.split("/")[0] for name in case.recorded):
+        names = [name for name in case.recorded if name.split("/")[0] == quantity and name not in noise]
+        errors[quantity] = tree_error({n: kept[n] for n in names}, {n: case.recorded[n] for n in names})
+    return errors
+
+
+def _noise(case: GoldenCase) -> set[str]:
+    """Final weights that are no result: biases whose gradient is only rounding, magnified by the optimiser.
+
+    Batch moments cancel a bias before them. Adam and RMSProp divide a gradient by its size, so that such a bias takes
+    full steps in random directions unless its gradient is far below their epsilon of 1e-8, as it is in float64.
+    """
+    magnified = case.outer is not None and case.outer.name != "sgd" and case.dtype == "float32"
+    biases = [name for name in case.params if magnified and name.endswith("conv.bias")]
+    return {f"outer_final/{name}" for name in biases if case.norm[block_of(name)] == "batch"}
+
+
+# Reading ---------------------------------------------------------------------------------------------------------
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # bool is an int to isinstance
+
+
+def _one_of(options: Iterable[str]) -> "_Kind":
+    return f"one of {', '.join(options)}", lambda value: isinstance(value, str) and value in options
+
+
+_Kind = tuple[str, Callable[[Any], bool]]  # what a field must be, in words and as a test
+_COUNT: _Kind = "a positive integer", lambda value: type(value) is int and value > 0
+_INDEX: _Kind = "an integer of 0 or more", lambda value: type(value) is int and value >= 0
+_NUMBER: _Kind = "a finite number", _number
+_AMOUNT: _Kind = "a finite number of 0 or more", lambda value: _number(value) and value >= 0
+_FLAG: _Kind = "true or false", lambda value: type(value) is bool
+_TEXT: _Kind = "a string", lambda value: isinstance(value, str)
+_TEXTS: _Kind = "a list of strings", lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value)
+_LIST: _Kind = "a list", lambda value: isinstance(value, list)
+_OBJECT: _Kind = "an object", lambda value: True  # left to the `_checked` of its own fields
+
+_SPEC = {
+    **dict.fromkeys(("bn_args", "classifier_args", "inner_args", "outer"), _OBJECT),
+    **dict.fromkeys(("n_way", "n_shot", "n_query", "n_episode", "sample"), _COUNT),
+    **dict.fromkeys(("eval_n_step", "seed"), _INDEX),
+    "name": _TEXT,
+    "params": _LIST,
+    # The published formula is for 84 pixels; stretching its 6 x 6 grid is the one way to read it for other sizes.
+    "image_size": ("a multiple of 6, at least 18", lambda value: type(value) is int and value >= 18 and value % 6 == 0),
+    "encoder": _one_of(CHANNELS),
+    "dtype": _one_of(TOLERANCE),
+}
+_NORM = {"track_running_stats": _FLAG, "episodic": _TEXTS}
+_HEAD = {"temp": _NUMBER, "learn_temp": _FLAG}
+_INNER = {
+    **dict.fromkeys(("encoder_lr", "classifier_lr", "momentum", "weight_decay"), _AMOUNT),
+    **dict.fromkeys(("first_order", "reset_classifier"), _FLAG),
+    "n_step": _INDEX,
+    "frozen": _TEXTS,
+}
+_OUTER = {"name": _one_of(("adam", "sgd", "rmsprop")), "lr": _AMOUNT, "weight_decay": _AMOUNT, "steps": _COUNT}
+_PARAM = {"name": _TEXT, "shape": _LIST, "offset": _NUMBER, "scale": _AMOUNT}
+
+
+def read_case(path: str | os.PathLike[str]) -> GoldenCase:
+    """Reads a golden file and draws its parameters and images.
+
+    Raises:
+        GoldenError: the file cannot be read, or a field or array is missing, unknown or unusable.
+    """
+    recorded = _load(path)
+    text = recorded.pop("spec", np.zeros(0))
+    if text.shape != () or text.dtype.kind != "U":
+        raise GoldenError(f"{path}: array 'spec' is missing or not a string")
+    try:
+        values = json.loads(text.item())
+    except ValueError as error:
+        raise GoldenError(f"{path}: spec is not JSON: {error}") from None
+    where = f"{path}: spec"
+    spec = _checked(where, values, _SPEC, name=os.path.basename(path))
+    spec["norm"] = _norm_modes(f"{where}.bn_args", spec.pop("bn_args"), spec["encoder"])
+    spec |= _checked(f"{where}.classifier_args", spec.pop("classifier_args"), _HEAD, temp=1.0, learn_temp=False)
+    inner = _checked(f"{where}.inner_args", spec.pop("inner_args"), _INNER)
+    spec["inner"] = InnerArgs(**inner | {"frozen": tuple(inner["frozen"])})
+    if spec["outer"] is not None:
+        spec["outer"] = OuterArgs(**_checked(f"{where}.outer", spec["outer"], _OUTER, weight_decay=0.0))
+    spec["params"] = _draw_params(f"{where}.params", spec)
+    case = GoldenCase(**spec, **_draw_images(spec), recorded=recorded)
+    _check_recorded(path, case)
+    return case
+
+
+def _load(path: str | os.PathLike[str]) -> Arrays:
+    """All arrays of an .npz file, without unpickling anything."""
+    try:
+        # Opened here, because np.load leaves a damaged archive open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+        raise GoldenError(f"{path}: not a readable .npz file: {error}") from None
+
+
+def _checked(where: str, values: Any, kinds: Mapping[str, _Kind], **defaults: Any) -> dict[str, Any]:
+    """The fields of a JSON object, completed by defaults, if they are exactly those of `kinds`."""
+    if not isinstance(values, dict):
+        raise GoldenError(f"{where} is {values!r}, expected an object")
+    values = defaults | values
+    for name in sorted(values.keys() ^ kinds.keys()):
+        raise GoldenError(f"{where}.{name} is {'missing' if name in kinds else 'unknown'}")
+    for name, (expected, valid) in kinds.items():
+        if not valid(values[name]):
+            raise GoldenError(f"{where}.{name} is {values[name]!r}, expected {expected}")
+    return values
+
+
+def _norm_modes(where: str, values: Any, encoder: str) -> dict[str, str]:
+    """Mode of each block. The original keeps statistics per episode where a block's own name is listed, exactly."""
+    args = _checked(where, values, _NORM, episodic=[])
+    blocks = [f"{'conv' if 'convnet4' in encoder else 'layer'}{i}" for i in range(1, 5)]
+    if not set(args["episodic"]) <= set(blocks):
+        raise GoldenError(f"{where}.episodic is {args['episodic']}, expected some of {', '.join(blocks)}")
+    if not args["track_running_stats"]:
+        return dict.fromkeys(blocks, "batch")
+    return {block: "episodic" if block in args["episodic"] else "global" for block in blocks}
+
+
+def parameter_shapes(encoder: str, n_way: int, image_size: int, learn_temp: bool = False) -> dict[str, tuple[int, ...]]:
+    """Shapes of the original's parameters by name, in its order; for ConvNet4 the head's width depends on the image."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def conv_norm(conv: str, norm: str, c_in: int, c_out: int, kernel: int = 3) -> None:
+        shapes[f"{conv}.weight"] = (c_out, c_in, kernel, kernel)
+        if "convnet4" in encoder:
+            shapes[f"{conv}.bias"] = (c_out,)
+        shapes[f"{norm}.weight"] = shapes[f"{norm}.bias"] = (c_out,)
+
+    for i, (c_in, c_out) in enumerate(pairwise((3, *CHANNELS[encoder])), start=1):
+        if "convnet4" in encoder:
+            conv_norm(f"encoder.encoder.conv{i}.conv", f"encoder.encoder.conv{i}.bn", c_in, c_out)
+            continue
+        block = f"encoder.layer{i}"
+        for j in (1, 2, 3):
+            conv_norm(f"{block}.conv{j}", f"{block}.bn{j}", c_in if j == 1 else c_out, c_out)
+        conv_norm(f"{block}.res_conv.conv", f"{block}.res_conv.bn", c_in, c_out, kernel=1)
+    width = CHANNELS[encoder][-1] * ((image_size // 16) ** 2 if "convnet4" in encoder else 1)
+    if learn_temp:
+        shapes["classifier.temp"] = ()
+    return shapes | {"classifier.linear.weight": (n_way, width), "classifier.linear.bias": (n_way,)}
+
+
+def _draw_params(where: str, spec: Mapping[str, Any]) -> Arrays:
+    """Parameters, each from a random stream of its own, numbered by its place in the file's list."""
+    shapes = parameter_shapes(spec["encoder"], spec["n_way"], spec["image_size"], spec["learn_temp"])
+    params: Arrays = {}
+    for i, values in enumerate(spec["params"]):
+        args = _checked(f"{where}[{i}]", values, _PARAM)
+        name = args["name"]
+        if name not in shapes or name in params or args["shape"] != list(shapes[name]):
+            raise GoldenError(f"{where}[{i}] is {name} {args['shape']}, which is unknown, misshapen or listed twice")
+        noise = np.random.default_rng([spec["seed"], i]).standard_normal(shapes[name])
+        params[name] = np.asarray(args["offset"] + args["scale"] * noise, spec["dtype"])
+    if params.keys() != shapes.keys():
+        raise GoldenError(f"{where} lacks {', '.join(sorted(shapes.keys() - params.keys()))}")
+    return params
+
+
+def _draw_images(spec: Mapping[str, Any]) -> Arrays:
+    """Support and query images: a coarse pattern per class, with noise per image; and their labels, in class order."""
+    size, episodes, way, seed = (spec[name] for name in ("image_size", "n_episode", "n_way", "seed"))
+    pattern = np.random.default_rng([seed, 90000]).random((episodes, way, 3, 6, 6))
+    pattern = np.kron(pattern, np.ones((size // 6, size // 6)))
+    drawn = {}
+    for stream, kind, count in ((90001, "support", spec["n_shot"]), (90002, "query", spec["n_query"])):
+        noise = np.random.default_rng([seed, stream]).random((episodes, way, count, 3, size, size))
+        images = 0.6 * pattern[:, :, None] + 0.4 * noise
+        drawn[f"{kind}_x"] = images.reshape(episodes, way * count, 3, size, size).astype(spec["dtype"])
+        drawn[f"{kind}_y"] = np.repeat(np.arange(way), count)
+    return drawn
+
+
+def _check_recorded(path: str | os.PathLike[str], case: GoldenCase) -> None:
+    """Refuses a file whose arrays are not exactly those that its spec calls for."""
+    logits = (case.n_episode, case.n_way * case.n_query, case.n_way)
+    expected = {"logits_train": logits, "loss_train": (), "logits_eval": logits}
+    for name, value in case.params.items():
+        expected |= {f"grad/{name}": (min(value.size, case.sample),), f"gradnorm/{name}": ()}
+        layer, _, kind = name.rpartition(".")
+        mode = case.norm.get(block_of(name), "batch")
+        if mode != "batch" and kind == "weight" and value.ndim == 1:  # only normalisation has such weights
+            # An episodic layer's own statistics stay as they were; beside them stand those that each episode left.
+            episodes = range(case.n_episode if mode == "episodic" else 0)
+            for buffer in (f"buffer/{layer}.running_mean", f"buffer/{layer}.running_var"):
+                expected |= dict.fromkeys((buffer, *(f"{buffer}_{i}" for i in episodes)), value.shape)
+    if case.outer is not None:
+        expected["outer_losses"] = (case.outer.steps,)
+        expected |= {f"outer_final/{n}": (min(value.size, case.sample),) for n, value in case.params.items()}
+    for name in sorted(expected.keys() ^ case.recorded.keys()):
+        raise GoldenError(f"{path}: array {name!r} is {'missing' if name in expected else 'unknown'}")
+    for name, array in case.recorded.items():
+        if array.shape != expected[name] or array.dtype.kind != "f":
+            raise GoldenError(f"{path}: array {name!r} is {array.dtype}{array.shape}, expected floats {expected[name]}")
+        if not np.isfinite(array).all():
+            raise GoldenError(f"{path}: array {name!r} is not finite")

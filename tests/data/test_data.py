@@ -1,0 +1,81 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from maml_jax import data
+from maml_jax.errors import ConfigError, DataError
+from tests.data.test_store import SHAPE, flip_last_byte, make_source, pixels
+
+
+def settings(tmp_path, **changes):
+    defaults = {
+        "name": "toy",
+        "dir": "",
+        "cache_dir": str(tmp_path),
+        "image_size": 4,
+        "split": "vinyals",
+        "split_seed": 0,
+    }
+    return SimpleNamespace(**{**defaults, **changes})
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """Registers the toy source; returns the folders it was asked to read."""
+    folders = []
+
+    def source(settings, folder):
+        folders.append(folder)
+        return make_source()
+
+    monkeypatch.setitem(data.DATA_SETS, "toy", data.DataSet(source, "no terms"))
+    return folders
+
+
+def test_open_stores(tmp_path, toy):
+    stores = data.open_stores(settings(tmp_path), progress=False)
+    assert {split: opened.num_classes for split, opened in stores.items()} == {"train": 2, "test": 1}
+    assert [folder.name for folder in tmp_path.iterdir()] == ["stores"]
+    data.open_stores(settings(tmp_path, dir="~/raw"), progress=False)
+    assert toy == [Path("datasets/toy"), Path.home() / "raw"]
+
+
+def test_prepare_describes_and_verifies(tmp_path, toy):
+    report = data.prepare(settings(tmp_path), progress=False)
+    json.dumps(report)
+    images = np.concatenate([pixels(0, 3), pixels(1, 5)]) / 255
+    train = report["splits"]["train"]
+    assert (train["classes"], train["images"], train["bytes"]) == (2, 8, 8 * 24)
+    np.testing.assert_allclose(train["mean"], images.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(train["std"], images.std((0, 1, 2)), rtol=1e-9)
+    assert (report["name"], report["image_shape"], report["terms"]) == ("toy", list(SHAPE), "no terms")
+    flip_last_byte(Path(report["path"]) / "train.npy")
+    with pytest.raises(DataError, match="checksum"):
+        data.prepare(settings(tmp_path), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "imagenet"}, r"data\.name is 'imagenet'; choose one of glyphs, omniglot, mini_imagenet"),
+        ({"image_size": 0}, r"data\.image_size is 0"),
+        ({"split_seed": -1}, r"data\.split_seed is -1"),
+        ({"name": "omniglot", "split": "lake"}, r"data\.split is 'lake'; choose one of vinyals, random"),
+    ],
+)
+def test_unusable_settings(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        data.open_stores(settings(tmp_path, **{"name": "glyphs", **changes}))
+
+
+def test_default_cache_dir(monkeypatch):
+    monkeypatch.setenv("MAML_JAX_CACHE", "/one")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/two")
+    assert data.default_cache_dir() == Path("/one")
+    monkeypatch.delenv("MAML_JAX_CACHE")
+    assert data.default_cache_dir() == Path("/two/maml_jax")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert data.default_cache_dir() == Path.home() / ".cache" / "maml_jax"

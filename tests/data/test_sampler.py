@@ -1,0 +1,146 @@
+"""Tasks: what is in them, and that they depend on (seed, split, index) alone."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maml_jax.data.augment import NORMALIZATIONS, flip, prepare
+from maml_jax.data.sampler import DeviceImages, TaskSpec, check_fit, sample_task, sample_tasks, to_device
+from maml_jax.data.store import ClassStore
+from maml_jax.errors import ConfigError
+
+COUNTS = (7, 5, 9, 6)  # images per class
+SPEC = TaskSpec(seed=0, split="train", way=3, shot=2, query=3)
+
+
+@pytest.fixture(scope="module")
+def store():
+    """Images that carry their own identity: the pixel at the corner is the row, the next one the class."""
+    offsets = np.concatenate([[0], np.cumsum(COUNTS)])
+    images = np.zeros((offsets[-1], 4, 4, 1), np.uint8)
+    images[:, 0, 0, 0] = np.arange(len(images))
+    images[:, 0, 1, 0] = np.repeat(np.arange(len(COUNTS)), COUNTS)
+    return ClassStore(images, offsets, ("a", "b", "c", "d"), "train")
+
+
+def draw(spec, store, indices):
+    tasks = jax.jit(sample_tasks, static_argnums=0)(spec, to_device(store), jnp.asarray(indices, jnp.int32))
+    return jax.tree.map(np.asarray, tasks)
+
+
+def identity(x):
+    """Rows and classes of the images of `store`."""
+    return np.rint(x[..., 0, 0, 0] * 255).astype(int), np.rint(x[..., 0, 1, 0] * 255).astype(int)
+
+
+def test_tasks_hold_what_they_should(store):
+    tasks = draw(SPEC, store, range(200))
+    np.testing.assert_array_equal(tasks.support_y, np.tile(np.repeat(np.arange(3), 2), (200, 1)))
+    np.testing.assert_array_equal(tasks.query_y, np.tile(np.repeat(np.arange(3), 3), (200, 1)))
+    (support, support_class), (query, query_class) = identity(tasks.support_x), identity(tasks.query_x)
+    for t in range(200):
+        rows = np.concatenate([support[t], query[t]])
+        assert len(set(rows)) == len(rows), "an image twice in a task"
+        classes = support_class[t].reshape(3, 2)
+        assert len(set(classes[:, 0])) == 3, "a class twice in a task"
+        np.testing.assert_array_equal(classes, np.repeat(classes[:, :1], 2, 1))
+        np.testing.assert_array_equal(query_class[t].reshape(3, 3), np.repeat(classes[:, :1], 3, 1))
+
+
+def test_every_image_is_as_likely_as_another(store):
+    """Each of a class's n images is in its support with chance shot / n, given the class; within five deviations."""
+    tasks = draw(SPEC, store, range(4000))
+    rows, classes = identity(tasks.support_x)
+    appearances = np.bincount(classes.ravel(), minlength=4) / SPEC.shot
+    np.testing.assert_allclose(appearances, 3000, atol=5 * np.sqrt(4000 * 0.75 * 0.25))
+    for c, n in enumerate(COUNTS):
+        counts = np.bincount(rows[classes == c], minlength=len(store.images))[store.offsets[c] : store.offsets[c + 1]]
+        p = SPEC.shot / n
+        np.testing.assert_allclose(counts, appearances[c] * p, atol=5 * np.sqrt(appearances[c] * p * (1 - p)))
+
+
+def test_a_task_does_not_depend_on_its_company(store):
+    batch = draw(SPEC, store, [5, 6, 7])
+    alone = draw(SPEC, store, [6])
+    single = sample_task(SPEC, to_device(store), jnp.int32(6))
+    jax.tree.map(
+        lambda b, a, s: (np.testing.assert_array_equal(b[1], a[0]), np.testing.assert_array_equal(a[0], s)),
+        batch,
+        alone,
+        single,
+    )
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"split": "val"}])
+def test_tasks_differ_between_seeds_and_splits(store, change):
+    here, there = (draw(spec, store, range(20)) for spec in (SPEC, dataclasses.replace(SPEC, **change)))
+    assert np.any(here.support_x != there.support_x)
+
+
+def test_all_images_of_a_class_can_be_asked_for(store):
+    spec = dataclasses.replace(SPEC, way=4, shot=2, query=3)
+    tasks = draw(spec, store, range(50))
+    rows, classes = identity(np.concatenate([tasks.support_x, tasks.query_x], 1))
+    for t in range(50):
+        assert set(rows[t][classes[t] == 1]) == set(range(7, 12))
+
+
+def test_rotations_are_classes_of_their_own():
+    images = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(6, 2, 2, 1)
+    store = ClassStore(images, np.array([0, 3, 6]), ("a", "b"), "train")
+    spec = TaskSpec(seed=0, split="train", way=8, shot=1, query=1, rotations=True)
+    tasks = draw(spec, store, range(3))
+    expected = {np.rot90(image, k).tobytes() for image in images for k in range(4)}
+    for t in range(3):
+        seen = set()
+        for x_support, x_query in zip(tasks.support_x[t], tasks.query_x[t], strict=True):
+            pair = [np.rint(x * 255).astype(np.uint8) for x in (x_support, x_query)]
+            assert all(x.tobytes() in expected for x in pair)
+            turns = [
+                {(k, r) for k in range(4) for r in range(6) if np.array_equal(np.rot90(images[r], k), x)} for x in pair
+            ]
+            (k, row), (k_query, row_query) = turns[0].pop(), turns[1].pop()
+            assert k == k_query, "support and query of a class are turned alike"
+            assert row // 3 == row_query // 3
+            assert row != row_query
+            seen.add((row // 3, k))
+        assert len(seen) == 8, "eight classes of two characters, each under four turns"
+
+
+def test_what_does_not_fit_is_refused(store):
+    with pytest.raises(ConfigError, match=r"task\.way=5.*only 4 classes.*--config\.task\.way=4"):
+        check_fit(dataclasses.replace(SPEC, way=5), store, "task")
+    with pytest.raises(ConfigError, match=r"eval\.shot=2 and eval\.query=4 take 6.*'b'.*only 5"):
+        check_fit(dataclasses.replace(SPEC, query=4), store, "eval")
+    check_fit(dataclasses.replace(SPEC, way=16, rotations=True), store, "task")
+
+
+def test_normalization_and_range():
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
+    plain = prepare(jax.random.key(0), images, "none", "none")
+    np.testing.assert_allclose(plain, images / 255, rtol=1e-6)
+    mean, deviation = NORMALIZATIONS["imagenet"]
+    np.testing.assert_allclose(
+        prepare(jax.random.key(0), images, "none", "imagenet"), (images / 255 - mean) / deviation, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_flip_mirrors_about_half_of_the_images():
+    images = np.random.default_rng(0).random((1000, 3, 4, 1))
+    flipped = np.asarray(flip(jax.random.key(0), jnp.asarray(images)))
+    mirrored = np.array(
+        [np.array_equal(a, b[:, ::-1]) for a, b in zip(flipped, images.astype(np.float32), strict=True)]
+    )
+    kept = np.array([np.array_equal(a, b) for a, b in zip(flipped, images.astype(np.float32), strict=True)])
+    assert np.all(mirrored ^ kept)
+    assert 420 < mirrored.sum() < 580
+
+
+def test_device_copy(store):
+    images = to_device(store)
+    assert isinstance(images, DeviceImages)
+    assert images.pixels.dtype == jnp.uint8
+    assert images.offsets.dtype == jnp.int32

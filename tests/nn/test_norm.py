@@ -1,0 +1,78 @@
+"""Normalisation modes: where moments come from, and what becomes of the statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maml_jax.errors import ConfigError
+from maml_jax.nn.norm import BatchNorm, Pass, mode_of
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def run(mode, which, train, x, mean=0.0, var=1.0):
+    channels = x.shape[-1]
+    params = {"scale": jnp.arange(1.0, channels + 1), "bias": jnp.full(channels, 0.5)}
+    stats = {} if mode == "batch" else {"mean": jnp.full(channels, mean), "var": jnp.full(channels, var)}
+    y, state = BatchNorm(mode).apply({"params": params, "batch_stats": stats}, x, which, train, mutable=["batch_stats"])
+    return y, state.get("batch_stats", {})
+
+
+def expected(x, mean, var):
+    return (x - mean) / np.sqrt(var + 1e-5) * np.arange(1.0, x.shape[-1] + 1) + 0.5
+
+
+@pytest.fixture
+def x():
+    return np.random.default_rng(0).normal(3.0, 2.0, (3, 4, 5, 2))
+
+
+@pytest.mark.parametrize("which", Pass)
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("mode", ["batch", "episodic", "global"])
+def test_moments(mode, which, train, x):
+    by_batch = mode == "batch" or (which is Pass.SUPPORT and (train or mode == "episodic"))
+    y, stats = run(mode, which, train, x, mean=0.3, var=2.0)
+    batch_mean, batch_var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    np.testing.assert_allclose(y, expected(x, *((batch_mean, batch_var) if by_batch else (0.3, 2.0))), rtol=1e-12)
+    if mode == "batch":
+        assert stats == {}
+    elif by_batch:
+        np.testing.assert_allclose(stats["mean"], 0.9 * 0.3 + 0.1 * batch_mean, rtol=1e-12)
+        np.testing.assert_allclose(stats["var"], 0.9 * 2.0 + 0.1 * x.var((0, 1, 2), ddof=1), rtol=1e-12)
+    else:
+        np.testing.assert_array_equal(stats["mean"], 0.3)
+        np.testing.assert_array_equal(stats["var"], 2.0)
+
+
+def test_no_gradient_through_running_statistics(x):
+    def later(x):
+        _, stats = run("episodic", Pass.SUPPORT, True, x)
+        return stats["mean"].sum() + stats["var"].sum()
+
+    np.testing.assert_array_equal(jax.grad(later)(jnp.asarray(x)), 0.0)
+
+
+def test_a_single_value_per_channel_keeps_the_variance_finite():
+    _, stats = run("episodic", Pass.SUPPORT, True, np.ones((1, 1, 1, 2)))
+    assert np.isfinite(stats["var"]).all()
+
+
+@pytest.mark.parametrize(
+    ("norm", "name", "mode"),
+    [
+        ("batch", "encoder/block1/norm", "batch"),
+        ("block[12]=global, episodic", "encoder/block2/norm", "global"),
+        ("block[12]=global, episodic", "encoder/block3/norm", "episodic"),
+        ("block1=batch,block=global", "encoder/block1/norm", "batch"),
+    ],
+)
+def test_mode_by_pattern(norm, name, mode):
+    assert mode_of(norm, name) == mode
+
+
+@pytest.mark.parametrize("norm", ["", "layer", "block1=instance, batch", "block(=batch, batch", "block1=global"])
+def test_bad_descriptions_are_refused(norm):
+    with pytest.raises(ConfigError, match=r"model\.norm"):
+        mode_of(norm, "encoder/block2/norm")

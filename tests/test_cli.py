@@ -1,0 +1,174 @@
+"""The command line as a user meets it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from maml_jax import cli
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "--config.model.width=2",
+    "--config.data.image_size=16",
+    "--config.train.steps=4",
+    "--config.train.tasks=2",
+    "--config.train.report_every=2",
+    "--config.train.validate_every=2",
+    "--config.train.validation_tasks=5",
+    "--config.train.checkpoint_every=2",
+    "--config.eval.tasks=30",
+    "--config.eval.query=2",
+    "--config.eval.steps=1",
+    "--config.task.query=2",
+]
+
+
+@pytest.fixture
+def launch(cache, monkeypatch, capsys, tmp_path):
+    """Runs the command line in this process, from an empty folder; gives status, output and messages."""
+    monkeypatch.setenv("MAML_JAX_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        status = cli.main([str(a) for a in arguments], configs=ROOT / "configs")
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def test_train_evaluate_resume(launch, tmp_path):
+    workdir = tmp_path / "run"
+    status, out, err = launch("--workdir", workdir, *TINY)
+    assert status == 0
+    accuracy = re.fullmatch(r"test accuracy (\d+\.\d+)% ± (\d+\.\d+)% over 30 tasks, 5-way 1-shot.*\n", out)
+    report = json.loads((workdir / "eval.json").read_text())
+    tasks = np.load(workdir / "eval_tasks.npz")
+    assert report["n_tasks"] == len(tasks["accuracies"]) == 30
+    np.testing.assert_allclose(report["accuracy"], tasks["accuracies"].mean(), rtol=1e-6)
+    assert f"{report['accuracy']:.2%}" == f"{accuracy[1]}%"
+    assert report["protocol"] == {
+        "data": "glyphs",
+        "split": "test",
+        "way": 5,
+        "shot": 1,
+        "query": 2,
+        "inner_steps": 1,
+        "norm": "batch",
+        "transductive": True,
+        "checkpoint": "best",
+        "step": report["protocol"]["step"],
+        "seed": 0,
+    }
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["model"]["width"] == 2
+    assert config["eval"]["way"] == 5
+    assert re.search(r"step +2 / 4 +loss", err)
+    assert list((workdir / "tensorboard").iterdir())
+
+    status, out, err = launch("evaluate", "--workdir", workdir, "--config.eval.tasks=10", "--config.eval.split=val")
+    assert status == 0
+    assert out.startswith("val accuracy")
+    assert json.loads((workdir / "eval.json").read_text())["n_tasks"] == 10
+
+    status, _, err = launch("--workdir", workdir, *TINY, "--config.train.steps=6")
+    assert status == 0
+    assert "continuing at meta-step 4 of 6" in err
+
+    status, _, err = launch("--workdir", workdir, *TINY, "--config.inner.steps=3")
+    assert status == 2
+    assert "inner.steps 1 -> 3" in err
+    assert "another --workdir" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.inner.stepz=3"], r"no field 'inner\.stepz'; did you mean inner\.steps"),
+        (["--config.nothing.like.it=3"], r"no field 'nothing\.like\.it'"),
+        (["--config.inner.steps=many"], r"inner\.steps.*'many'.*type int"),
+        (["--config.inner.first_order=maybe"], r"inner\.first_order.*type bool"),
+        (["--config.inner.steps=-1"], r"inner\.steps=-1 must be at least 0"),
+        (["--config.outer.rate=0"], r"outer\.rate=0\.0 must be greater than 0"),
+        (["--config.model.encoder=vgg"], r"model\.encoder='vgg' must be one of convnet4"),
+        (["--config.model.norm=layer"], r"model\.norm='layer'"),
+        (["--config.inner.fixed=norm("], r"inner\.fixed.*regular expression"),
+        (["--config.data.name=imagenet"], r"data\.name.*imagenet.*glyphs"),
+        (["--config.task.way=201"], r"eval\.way=201.*only 200 classes"),
+        (["--config.task.shot=16"], r"eval\.shot=16 and eval\.query=15 take 31 images.*only 20"),
+        (["--config.task.query=20"], r"task\.shot=1 and task\.query=20 take 21 images.*only 20"),
+        (["--config.eval.way=3"], r"eval\.way=3 differs from task\.way=5.*model\.head=zero"),
+        (["--config.train.tasks_at_once=3"], r"tasks_at_once=3 does not divide train\.tasks=8"),
+        (["--config.train.validate_every=0"], r"eval\.checkpoint=latest"),
+        (["--config.data.normalize=imagenet"], r"data\.normalize.*colour.*normalize=none"),
+        (["--config", "nowhere.py"], r"nowhere\.py"),
+        (["--wrkdir", "x"], r"wrkdir.*workdir"),
+        (["tain"], r"'tain'.*train, evaluate, prepare"),
+        (["evaluate", "--workdir", "nowhere"], r"nowhere holds no run"),
+    ],
+)
+def test_mistakes_are_one_clear_line(launch, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setattr(cli.train, "train", lambda *_: pytest.fail("training began"))
+    status, out, err = launch(*arguments)
+    assert status == 2
+    assert out == ""
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert re.search(message, errors[0]), errors[0]
+    assert list(tmp_path.iterdir()) == [], "something was left behind"
+
+
+@pytest.mark.parametrize("name", ["omniglot_5w1s", "mini_5w1s"])
+def test_missing_data_is_one_clear_error(launch, tmp_path, cache, name):
+    before = sorted(p.name for p in cache.rglob("*"))
+    status, _, err = launch("--config", ROOT / "configs" / f"{name}.py")
+    assert status == 2
+    assert err.count("\n") == 1
+    assert str(tmp_path / "datasets") in err
+    assert "https://" in err
+    assert "--config.data.dir=FOLDER" in err
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(p.name for p in cache.rglob("*")) == before
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_configurations_are_valid_and_say_how_to_run_them(path):
+    if path.stem == "__init__":
+        return
+    _, config, workdir = cli._parse(["--config", str(path)], ROOT / "configs")
+    assert workdir == Path("runs") / path.stem
+    assert config.is_locked
+    if path.stem != "default":
+        assert "python launch.py" in path.read_text()
+
+
+def test_help_lists_every_field(launch):
+    from maml_jax.config import flatten
+
+    status, out, _ = launch("--help")
+    assert status == 0
+    for field in flatten(cli._default(ROOT / "configs")):
+        assert re.search(rf"^  {re.escape(field)} ", out, re.MULTILINE), field
+
+
+def test_prepare(launch):
+    status, out, _ = launch("prepare", "--config.data.image_size=16")
+    assert status == 0
+    assert re.search(r"train +900 classes +18000 images", out)
+    assert re.search(r"test +200 classes +4000 images", out)
+
+
+def test_as_a_process(tmp_path, cache):
+    """From another folder, and with another number of ways at test."""
+    command = [sys.executable, str(ROOT / "launch.py"), *TINY, "--config.model.head=zero", "--config.eval.way=3"]
+    environment = {**os.environ, "MAML_JAX_CACHE": str(cache)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "3-way 1-shot" in done.stdout
+    assert (tmp_path / "runs" / "glyphs_5w1s" / "eval.json").exists()
