@@ -28,12 +28,12 @@ def get_config() -> ml_collections.ConfigDict:
     c.task.query = 15  # query images per class
 
     c.model = ml_collections.ConfigDict()
-    c.model.encoder = "convnet4"  # convnet4
-    c.model.width = 32  # channels of the encoder
-    c.model.norm = (
-        "batch"  # batch (transductive), episodic or global (inductive); by layer: 'block[12]=global, episodic'
-    )
+    c.model.encoder = "convnet4"  # convnet4, resnet12, resnet18, each also as wide_...; resnet18_standard
+    c.model.width = 0  # channels of the first block, the others in proportion; 0: the encoder's own
+    c.model.norm = "batch"  # batch (transductive), episodic or global (inductive); by layer: 'block1=global, episodic'
     c.model.head = "meta"  # meta: the head's initialisation is learned; zero: it starts at zero, any number of ways
+    c.model.temperature = 1.0  # factor on the logits, > 0
+    c.model.learn_temperature = False  # make it a meta-parameter; the inner loop never adapts it
 
     c.inner = ml_collections.ConfigDict()  # adaptation to one task
     c.inner.steps = 5  # gradient steps on the support set, >= 0

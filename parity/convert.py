@@ -18,29 +18,40 @@ import jax
 import numpy as np
 
 from maml_jax import tree
+from maml_jax.nn.convnet import ConvNet
 from maml_jax.nn.model import Model
 from maml_jax.tree import PyTree
 
 Arrays = dict[str, np.ndarray]
 
-_NAMES = (
-    (r"encoder/block(\d)/conv/kernel", r"encoder.encoder.conv\1.conv.weight"),
-    (r"encoder/block(\d)/conv/bias", r"encoder.encoder.conv\1.conv.bias"),
-    (r"encoder/block(\d)/norm/scale", r"encoder.encoder.conv\1.bn.weight"),
-    (r"encoder/block(\d)/norm/bias", r"encoder.encoder.conv\1.bn.bias"),
-    (r"encoder/block(\d)/norm/mean", r"encoder.encoder.conv\1.bn.running_mean"),
-    (r"encoder/block(\d)/norm/var", r"encoder.encoder.conv\1.bn.running_var"),
-    (r"head/kernel", r"classifier.linear.weight"),
-    (r"head/bias", r"classifier.linear.bias"),
+_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+# Our layer's name, as a pattern, and PyTorch's.
+_LAYERS = (
+    (r"encoder/block(\d)/conv", r"encoder.encoder.conv\1.conv"),
+    (r"encoder/block(\d)/norm", r"encoder.encoder.conv\1.bn"),
+    (r"encoder/stem/conv", r"encoder.conv0.conv"),
+    (r"encoder/stem/norm", r"encoder.conv0.bn"),
+    (r"encoder/layer(\d)/conv(\d)", r"encoder.layer\1.conv\2"),
+    (r"encoder/layer(\d)/norm(\d)", r"encoder.layer\1.bn\2"),
+    (r"encoder/layer(\d)/shortcut_conv", r"encoder.layer\1.res_conv.conv"),
+    (r"encoder/layer(\d)/shortcut_norm", r"encoder.layer\1.res_conv.bn"),
+    (r"encoder/layer(\d)_(\d)/conv(\d)", r"encoder.layer\1.block\2.conv\3"),
+    (r"encoder/layer(\d)_(\d)/norm(\d)", r"encoder.layer\1.block\2.bn\3"),
+    (r"encoder/layer(\d)_(\d)/shortcut_conv", r"encoder.layer\1.block\2.res_conv.conv"),
+    (r"encoder/layer(\d)_(\d)/shortcut_norm", r"encoder.layer\1.block\2.res_conv.bn"),
+    (r"head", r"classifier.linear"),
 )
 
 
 def torch_name(name: str) -> str:
     """PyTorch's name of our parameter or statistic `name`, such as 'encoder/block1/conv/kernel'."""
-    for ours, theirs in _NAMES:
-        match = re.fullmatch(ours, name)
-        if match:
-            return match.expand(theirs)
+    if name == "head/temperature":
+        return "classifier.temp"
+    layer, _, leaf = name.rpartition("/")
+    for ours, theirs in _LAYERS:
+        match = re.fullmatch(ours, layer)
+        if match and leaf in _LEAVES:
+            return f"{match.expand(theirs)}.{_LEAVES[leaf]}"
     raise ValueError(f"no PyTorch name is known for {name!r}")
 
 
@@ -80,10 +91,10 @@ def from_torch(arrays: Mapping[str, Any], like: PyTree, feature_shape: tuple[int
 
 
 def feature_shape(model: Model) -> tuple[int, ...]:
-    """Shape of what a model's encoder flattens: `(height, width, channels)`, or `(channels,)` where it averages."""
+    """Shape of what an encoder gives: `(height, width, channels)` that it flattens, or `(channels,)` averaged."""
     height, width, _ = model.image_shape
     encoder = model.classifier.encoder
-    return (height // 16, width // 16, encoder.width)
+    return (height // 16, width // 16, encoder.width) if isinstance(encoder, ConvNet) else encoder.channels[-1:]
 
 
 def _to_torch(name: str, array: np.ndarray, feature_shape: tuple[int, ...]) -> np.ndarray:

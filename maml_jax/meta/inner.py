@@ -62,7 +62,9 @@ def adapt(
       The adapted parameters with their head, the statistics after the last support pass, and the support loss before
       each step, `[steps]`.
     """
-    adapted, fixed = tree.partition(model.episode_params(params), inner.is_adapted)
+    adapted, fixed = tree.partition(
+        model.episode_params(params), lambda name: name != "head/temperature" and inner.is_adapted(name)
+    )
 
     def support_loss(adapted, stats):
         logits, stats = model.apply(tree.merge(adapted, fixed), stats, support_x, Pass.SUPPORT, train)

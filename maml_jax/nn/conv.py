@@ -56,6 +56,48 @@ def conv(x: jax.Array, kernel: jax.Array, padding: str | Sequence[Sequence[int]]
     return _conv_p.bind(x[None], kernel[None], padding=padding)[0]
 
 
+def conv_same(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """Convolution of an odd square window with window // 2 zeros on every side, as PyTorch-MAML's layers have it.
+
+    Every case is a stride-1 convolution or a matrix product, and so as closed under differentiation as those: a window
+    of one pixel is a product, and a stride of 2 is a stride of 1 over blocks of 2x2 pixels taken as channels.
+
+    Args:
+      x: `[batch, height, width, in_channels]`.
+      kernel: `[window, window, in_channels, out_channels]`, window odd.
+      stride: 1 or 2.
+
+    Returns:
+      `[batch, ceil(height / stride), ceil(width / stride), out_channels]`.
+
+    Raises:
+      ValueError: another stride, or an even window.
+    """
+    window = kernel.shape[0]
+    if stride not in (1, 2) or window % 2 == 0 or kernel.shape[1] != window:
+        raise ValueError(
+            f"conv_same wants a stride of 1 or 2 and an odd square window, got {stride} and {kernel.shape}"
+        )
+    if window == 1:
+        return x[:, ::stride, ::stride] @ kernel[0, 0]
+    if stride == 1:
+        return conv(x, kernel)
+    # The window starts window // 2 pixels before each even one; a row and column of zeros make its sides even.
+    before, blocks = window // 2, (window + 1) // 2
+    after = [2 * (-(-side // 2) + blocks - 1) - before - side for side in x.shape[1:3]]
+    x = jnp.pad(x, [(0, 0), (before, after[0]), (before, after[1]), (0, 0)])
+    kernel = jnp.pad(kernel, [(0, 1), (0, 1), (0, 0), (0, 0)])
+    return conv(
+        _blocks_as_channels(x), _blocks_as_channels(kernel.transpose(3, 0, 1, 2)).transpose(1, 2, 3, 0), "VALID"
+    )
+
+
+def _blocks_as_channels(x):
+    """`[n, h, w, c]` to `[n, h / 2, w / 2, 4 c]`."""
+    n, h, w, c = x.shape
+    return x.reshape(n, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(n, h // 2, w // 2, 4 * c)
+
+
 def _explicit(padding, window) -> Padding:
     if padding == "SAME":
         return tuple(((k - 1) // 2, k // 2) for k in window)

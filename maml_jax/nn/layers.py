@@ -6,29 +6,31 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maml_jax.nn.conv import conv
+from maml_jax.nn.conv import conv_same
 
 
 class Conv(nn.Module):
-    """Stride-1 'SAME' convolution on `maml_jax.nn.conv`, for which second derivatives are as fast as first ones.
+    """Convolution with window // 2 zeros on every side, whose second derivatives are as fast as its first ones.
 
     Attributes:
       features: output channels.
-      window: side of the square window, in pixels.
+      window: side of the square window, in pixels, odd.
+      stride: 1 or 2.
       use_bias: adds one bias per output channel.
       kernel_init: initialiser of the `[window, window, in, features]` kernel.
     """
 
     features: int
     window: int = 3
+    stride: int = 1
     use_bias: bool = True
     kernel_init: Callable = nn.initializers.he_normal()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[batch, height, width, channels]` to `[batch, height, width, features]`."""
+        """Maps `[batch, height, width, channels]` to `[batch, ceil(height / stride), ..., features]`."""
         shape = (self.window, self.window, x.shape[-1], self.features)
-        y = conv(x, self.param("kernel", self.kernel_init, shape, x.dtype))
+        y = conv_same(x, self.param("kernel", self.kernel_init, shape, x.dtype), self.stride)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,), x.dtype)
         return y

@@ -10,10 +10,29 @@ from maml_jax import tree
 from maml_jax.nn.convnet import ConvNet
 from maml_jax.nn.head import LinearHead
 from maml_jax.nn.norm import Pass, mode_of
+from maml_jax.nn.resnet import ResNet12, ResNet18
 from maml_jax.tree import PyTree
 
-ENCODERS = {"convnet4": ConvNet}
+_NARROW, _WIDE = (64, 128, 256, 512), (64, 160, 320, 640)
+
+
+def _residual(module, channels, **attributes):
+    """Makes a residual encoder whose first block has `width` channels, the others in the given proportion."""
+    return lambda width, norm: module(tuple(c * (width or 64) // 64 for c in channels), norm, **attributes)
+
+
+# By name: (width, norm) -> module. A width of 0 is the encoder's own.
+ENCODERS = {
+    "convnet4": lambda width, norm: ConvNet(width or 32, norm),
+    "wide_convnet4": lambda width, norm: ConvNet(width or 64, norm),
+    "resnet12": _residual(ResNet12, _NARROW),
+    "wide_resnet12": _residual(ResNet12, _WIDE),
+    "resnet18": _residual(ResNet18, _NARROW),
+    "wide_resnet18": _residual(ResNet18, _WIDE),
+    "resnet18_standard": _residual(ResNet18, _NARROW, blocks=2),
+}
 HEADS = ("meta", "zero")
+_ZEROED = ("kernel", "bias")  # of the head, if it starts at zero
 
 
 class Classifier(nn.Module):
@@ -54,15 +73,17 @@ class Model:
         variables = self._variables(key)
         params = variables["params"]
         if self.zero_head:
-            params = {"encoder": params["encoder"]}
+            head = {name: leaf for name, leaf in params["head"].items() if name not in _ZEROED}
+            params = {"encoder": params["encoder"], "head": head}
         return params, self.lasting_stats(variables.get("batch_stats", {}))
 
     def episode_params(self, params: PyTree) -> PyTree:
         """Where adaptation starts: the meta-parameters, completed by zeros where they hold no head."""
-        if "head" in params:
+        if "kernel" in params["head"]:
             return params
         shapes = jax.eval_shape(self._variables, jax.random.key(0))["params"]["head"]
-        return {**params, "head": jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)}
+        zeros = {name: jnp.zeros(shapes[name].shape, shapes[name].dtype) for name in _ZEROED}
+        return {**params, "head": {**params["head"], **zeros}}
 
     def episode_stats(self, stats: PyTree) -> PyTree:
         """The statistics an episode starts with: mean 0, variance 1 in `episodic` layers, those given in `global`."""
@@ -100,16 +121,27 @@ class Model:
         return self.classifier.init(key, jnp.zeros((1, *self.image_shape)), Pass.SUPPORT, True)
 
 
-def build(encoder: str, width: int, norm: str, head: str, way: int, image_shape: tuple[int, int, int]) -> Model:
+def build(
+    encoder: str,
+    width: int,
+    norm: str,
+    head: str,
+    way: int,
+    image_shape: tuple[int, int, int],
+    temperature: float = 1.0,
+    learn_temperature: bool = False,
+) -> Model:
     """A model by the names of its parts.
 
     Args:
       encoder: a key of `ENCODERS`.
-      width: the encoder's channels.
+      width: channels of the encoder's first block; 0 for its own.
       norm: normalisation modes by layer, see `maml_jax.nn.norm.mode_of`.
       head: 'meta' or 'zero', see `Model.zero_head`.
       way: number of classes.
       image_shape: `(height, width, channels)`.
+      temperature: factor on the logits, or its initial value.
+      learn_temperature: make the factor a meta-parameter, which never adapts.
     """
-    classifier = Classifier(ENCODERS[encoder](width=width, norm=norm), LinearHead(way))
+    classifier = Classifier(ENCODERS[encoder](width, norm), LinearHead(way, temperature, learn_temperature))
     return Model(classifier, norm, head == "zero", image_shape)
