@@ -7,6 +7,9 @@ import pytest
 
 from maml_jax import tree
 from maml_jax.meta.inner import InnerLoop, adapt, all_but, cross_entropy, sgd
+from maml_jax.nn.convnet import ConvNet
+from maml_jax.nn.head import LinearHead
+from maml_jax.nn.model import Classifier, Model
 from maml_jax.nn.norm import Pass
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -75,6 +78,16 @@ def test_fixed_parameters_stay(small, episodes):
     moved = jax.tree.map(lambda name, a, b: (name, bool(jnp.any(a != b))), moved, adapted, params)
     for name, changed in jax.tree.leaves(moved, is_leaf=lambda x: isinstance(x, tuple)):
         assert changed == ("norm" not in name and name != "encoder/block1/conv/kernel"), name
+
+
+def test_the_temperature_never_adapts(episodes):
+    classifier = Classifier(ConvNet(2, "batch", blocks=2), LinearHead(2, 2.0, learn_temperature=True))
+    model, task = Model(classifier, "batch", False, (8, 8, 3)), one_task(episodes())
+    params, stats = model.init(jax.random.key(0))
+    inner = InnerLoop(sgd(0.3, 0.1, 0.9, 0.1), all_but(""))
+    adapted, _, _ = adapt(model, inner, params, stats, task.support_x, task.support_y, 2, True)
+    assert adapted["head"]["temperature"] == 2.0
+    assert jnp.any(adapted["head"]["kernel"] != params["head"]["kernel"])
 
 
 def test_a_zero_head_gives_the_encoder_no_first_gradient(small, episodes):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from maml_jax.nn import conv as module
-from maml_jax.nn.conv import conv
+from maml_jax.nn.conv import conv, conv_same
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -123,6 +123,27 @@ def test_forward_over_reverse_under_vmap():
         return jax.jit(jax.vmap(lambda a, t: jax.jvp(gradient, a, t)))(args, tangents)
 
     assert_same(push(conv), push(plain))
+
+
+@pytest.mark.parametrize("window", [1, 3, 5])
+@pytest.mark.parametrize(("stride", "size"), [(1, (5, 4)), (2, (6, 5)), (2, (7, 8))])
+def test_strides(window, stride, size):
+    args = operands(size=size, window=(window, window))
+    padding = ((window // 2, window // 2),) * 2
+
+    def plain_strided(x, kernel):
+        return lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    both = lambda f: jax.jit(lambda *args: (f(*args), nth_gradient(f, 2)(*args)))(*args)  # noqa: E731
+    assert_same(both(functools.partial(conv_same, stride=stride)), both(plain_strided))
+
+
+@pytest.mark.parametrize(("window", "stride"), [((2, 2), 1), ((3, 1), 1), ((3, 3), 3)])
+def test_strides_and_windows_that_are_not_offered(window, stride):
+    with pytest.raises(ValueError, match="conv_same wants"):
+        conv_same(*operands(window=window), stride)
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -11,11 +11,18 @@ from maml_jax.nn.layers import max_pool
 from maml_jax.nn.norm import Pass
 
 
-@pytest.mark.parametrize(("width", "count"), [(32, 32_901), (64, 121_093)])
-def test_parameter_count_of_the_original(width, count):
-    params, stats = jax.eval_shape(
-        model.build("convnet4", width, "batch", "meta", 5, (84, 84, 3)).init, jax.random.key(0)
-    )
+@pytest.mark.parametrize(
+    ("encoder", "width", "count"),
+    [
+        ("convnet4", 0, 32_901),
+        ("convnet4", 64, 121_093),
+        ("wide_convnet4", 0, 121_093),
+        ("resnet12", 0, 7_999_365),
+        ("wide_resnet12", 0, 12_427_525),
+    ],
+)
+def test_parameter_count_of_the_original(encoder, width, count):
+    params, stats = jax.eval_shape(model.build(encoder, width, "batch", "meta", 5, (84, 84, 3)).init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
     assert jax.tree.leaves(stats) == []
 
@@ -30,9 +37,38 @@ def test_any_image_size(side, channels):
     assert logits.shape == (2, 3)
 
 
+@pytest.mark.parametrize("encoder", model.ENCODERS)
+def test_every_encoder_at_an_odd_size_and_a_small_width(encoder):
+    m = model.build(encoder, 4, "episodic", "meta", 3, (35, 35, 1))
+    params, _ = jax.eval_shape(m.init, jax.random.key(0))
+    stats = jax.eval_shape(m.episode_stats, jax.eval_shape(m.init, jax.random.key(0))[1])
+    x = jax.ShapeDtypeStruct((2, 35, 35, 1), jnp.float32)
+    logits, after = jax.eval_shape(lambda p, s, x: m.apply(p, s, x, Pass.SUPPORT, True), params, stats, x)
+    assert logits.shape == (2, 3)
+    norms = [name for name in tree.names(params) if name.endswith("scale")]
+    assert len(norms) == len([name for name in tree.names(after) if name.endswith("mean")])
+    assert jax.tree.leaves(params)[0].shape[-1] == 4
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_temperature_scales_the_logits(learned):
+    plain, hot = (
+        model.build("convnet4", 2, "batch", "meta", 2, (16, 16, 1), t, learn)
+        for t, learn in ((1.0, False), (3, learned))
+    )
+    params, _ = hot.init(jax.random.key(0))
+    assert ("temperature" in params["head"]) == learned
+    x = jnp.asarray(np.random.default_rng(0).random((3, 16, 16, 1)), jnp.float32)
+    without = {**params, "head": {k: v for k, v in params["head"].items() if k != "temperature"}}
+    expected = 3 * plain.apply(without, {}, x, Pass.QUERY, True)[0]
+    np.testing.assert_allclose(hot.apply(params, {}, x, Pass.QUERY, True)[0], expected, rtol=1e-6)
+
+
 def test_zero_head_is_no_meta_parameter_and_takes_any_way(small):
     params, _ = small(head="zero").init(jax.random.key(0))
     assert not any(name.startswith("head") for name in tree.names(params))
+    learned = model.build("convnet4", 2, "batch", "zero", 2, (16, 16, 1), 2.0, learn_temperature=True)
+    assert [n for n in tree.names(learned.init(jax.random.key(0))[0]) if "head" in n] == ["head/temperature"]
     for way in (2, 7):
         head = small(head="zero", way=way).episode_params(params)["head"]
         assert head["kernel"].shape == (8, way)
