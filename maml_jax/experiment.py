@@ -91,12 +91,13 @@ def check_data(config: ml_collections.ConfigDict, stores: Mapping[str, ClassStor
       ConfigError: see `check_fit`.
       DataError: a split that is needed is lacking, or channels do not fit.
     """
-    needed = {config.eval.split: (eval_tasks(config, config.eval.split), "eval")}
+    needed = [("eval", eval_tasks(config, config.eval.split))]
     if training:
-        needed |= {"train": (train_tasks(config), "task")}
+        needed.insert(0, ("task", train_tasks(config)))
         if config.train.validate_every:
-            needed |= {"val": (eval_tasks(config, "val"), "eval")}
-    for split, (spec, section) in needed.items():
+            needed.append(("eval", eval_tasks(config, "val")))
+    for section, spec in needed:
+        split = spec.split
         if split not in stores:
             raise DataError(f"data.name={config.data.name!r} has no {split!r} split; it has {', '.join(stores)}")
         check_fit(spec, stores[split], section)

@@ -1,10 +1,11 @@
 """Speed and memory of our meta-step against the plain PyTorch one of `parity.reference`, side by side.
 
-Each side lives in a process of its own, so that memory can be told apart, and the two take their steps in turn, so
-that a noisy machine is noisy to both. `python -m parity bench` prints medians; every number in the README comes from
-it.
+Each side lives in a process of its own, so that memory can be told apart (it is read from Linux's /proc), and the two
+take their steps in turn, so that a noisy machine is noisy to both. `python -m parity bench` prints medians; every speed
+in the README comes from it.
 """
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -146,7 +147,7 @@ class _Worker:
 
 def serve(side: str, name: str) -> None:
     """The worker: reads 'step' or 'finish' from standard input, answers with seconds or with MiB."""
-    make: Callable[[Row], Callable[[], None]] = {"ours": _ours, "reference": _reference}[side]
+    make: Callable[[Row], tuple[Callable[[], None], float]] = {"ours": _ours, "reference": _reference}[side]
     step, baseline = make(ROWS[name])
     first = True
     for line in sys.stdin:
@@ -156,7 +157,8 @@ def serve(side: str, name: str) -> None:
         began = time.perf_counter()
         step()
         print(json.dumps(time.perf_counter() - began), flush=True)
-        if first:  # compilation and warm-up do not count
+        if first:  # what compilation and warm-up needed does not count: give it back, and let the peak start anew
+            ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")
             first = False
 
