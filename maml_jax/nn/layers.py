@@ -45,6 +45,10 @@ def max_pool(x: jax.Array) -> jax.Array:
     Returns:
       `[batch, height // 2, width // 2, channels]`. A window's gradient is shared out evenly among tied maxima.
     """
+    # By pairwise maxima, whose derivative compares the entries with each other. That of a reduction compares them with
+    # the maximum, and a compiler may compute an entry twice, rounded differently: then none equals it, and the
+    # gradient is lost.
     n, h, w, c = x.shape
-    x = x[:, : h // 2 * 2, : w // 2 * 2]
-    return jnp.max(x.reshape(n, h // 2, 2, w // 2, 2, c), axis=(2, 4))
+    rows = x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2 * 2, c)
+    pairs = jnp.maximum(rows[:, :, 0], rows[:, :, 1]).reshape(n, h // 2, w // 2, 2, c)
+    return jnp.maximum(pairs[:, :, :, 0], pairs[:, :, :, 1])

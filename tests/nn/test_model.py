@@ -100,3 +100,17 @@ def test_partition_and_merge(small):
     merged = tree.merge(left, right)
     assert jax.tree.structure(merged) == jax.tree.structure(params)
     assert tree.names(merged) == tree.names(params)
+
+
+def test_max_pool_shares_its_gradient_out_and_loses_none_in_compiled_code():
+    """Whatever the compiler fuses and rounds twice, a window's gradients add up to what came in."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 6, 8)), jnp.float32).at[0].set(0.0)
+
+    @jax.jit
+    def gradient(x):
+        y = x * 1.1 + 0.3 * jnp.sin(x)
+        return jax.grad(lambda shift: jnp.sum(max_pool(y + shift)))(jnp.zeros_like(x))
+
+    windows = gradient(x).reshape(4, 3, 2, 3, 2, 8)
+    np.testing.assert_array_equal(windows.sum((2, 4)), 1.0)
+    np.testing.assert_array_equal(windows[0], 0.25)  # ties
