@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.inner.encoder_rate = 0.4
     c.inner.head_rate = 0.4
     c.eval.steps = 3
-    c.train.steps = 3500
+    c.train.steps = 3000
     c.train.tasks = 16
     c.train.report_every = 50
     c.train.validate_every = 500
