@@ -1,40 +1,117 @@
-"""`python -m parity bench`: our meta-step beside the PyTorch reference."""
+"""`python -m parity`: ours held against PyTorch, and the original's checkpoints in and out."""
 
 import argparse
 import json
 import sys
+from pathlib import Path
 
-from parity.bench import ROWS, bench, machine
 
-
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m parity", description=__doc__)
-    commands = parser.add_subparsers(required=True)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_check(commands)
+    _add_import(commands)
+    _add_export(commands)
+    _add_bench(commands)
+    chosen = parser.parse_args(arguments)
+    return chosen.run(chosen)
+
+
+def _add_check(commands) -> None:
+    command = commands.add_parser(
+        "check",
+        help="replay golden files, or compare with the PyTorch reference",
+        description="Replays golden files through maml_jax; without files, compares maml_jax with the PyTorch "
+        "reference in float64 on a built-in grid. Exit status: 0 if everything passes, 1 if something fails, 2 if a "
+        "file is unusable.",
+    )
+    command.add_argument("files", nargs="*", metavar="FILE", help="golden .npz files")
+    command.add_argument("--json", action="store_true", help="print one object instead of lines")
+
+    def run(chosen):
+        from parity.check import check
+
+        return check(chosen.files, chosen.json)
+
+    command.set_defaults(run=run)
+
+
+def _add_import(commands) -> None:
+    command = commands.add_parser("import", help="make a work directory of one of the original's checkpoints")
+    command.add_argument("checkpoint", type=Path, help="the .pth file")
+    command.add_argument("workdir", type=Path, help="a folder to make, for `python launch.py evaluate --workdir`")
+    command.add_argument("--config", type=Path, help="configuration to start from (default: configs/mini_5w1s.py)")
+
+    def run(chosen):
+        from parity import checkpoints
+
+        return _reporting(lambda: checkpoints.import_pth(chosen.checkpoint, chosen.workdir, chosen.config))
+
+    command.set_defaults(run=run)
+
+
+def _add_export(commands) -> None:
+    command = commands.add_parser("export", help="write a run's parameters as the original's checkpoint")
+    command.add_argument("workdir", type=Path, help="of a run")
+    command.add_argument("checkpoint", type=Path, help="the .pth file to write")
+
+    def run(chosen):
+        from parity import checkpoints
+
+        return _reporting(lambda: checkpoints.export_pth(chosen.workdir, chosen.checkpoint))
+
+    command.set_defaults(run=run)
+
+
+def _reporting(work) -> int:
+    """Prints what `work` returns, or the user's mistake in one line."""
+    from maml_jax.errors import UserError
+
+    try:
+        print(work())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _add_bench(commands) -> None:
+    from parity.bench import ROWS
+
     command = commands.add_parser("bench", help="time and memory of a meta-step, against the PyTorch reference")
     command.add_argument("--rows", default=",".join(ROWS), help=f"comma-separated, of {', '.join(ROWS)}")
     command.add_argument("--repeats", type=int, default=7, help="steps timed on each side (default: 7)")
     command.add_argument("--json", action="store_true", help="print a list of objects")
-    arguments = parser.parse_args()
-    names = arguments.rows.split(",")
-    if not set(names) <= set(ROWS):
-        parser.error(f"--rows {arguments.rows}: choose from {', '.join(ROWS)}")
-    if arguments.repeats < 1:
-        parser.error("--repeats must be at least 1")
-    if not arguments.json:
-        print(f"{machine()}\nmedians of {arguments.repeats} steps; memory above that after the imports")
+
+    def run(chosen):
+        names = chosen.rows.split(",")
+        if not set(names) <= set(ROWS):
+            command.error(f"--rows {chosen.rows}: choose from {', '.join(ROWS)}")
+        if chosen.repeats < 1:
+            command.error("--repeats must be at least 1")
+        return _bench(names, chosen.repeats, chosen.json)
+
+    command.set_defaults(run=run)
+
+
+def _bench(names: list[str], repeats: int, as_json: bool) -> int:
+    from parity.bench import bench, machine
+
+    if not as_json:
+        print(f"{machine()}\nmedians of {repeats} steps; memory above that after the imports")
         print(f"{'row':26}{'ours':>10}{'PyTorch':>10}{'speedup':>9}{'ours MiB':>10}{'PyTorch MiB':>13}", flush=True)
     results = []
     for name in names:
-        results += bench([name], arguments.repeats)
-        if not arguments.json:
+        results += bench([name], repeats)
+        if not as_json:
             r = results[-1]
             print(
                 f"{name:26}{r['ours_seconds']:>9.3f}s{r['reference_seconds']:>9.3f}s{r['speedup']:>8.2f}x"
                 f"{r['ours_peak_mib']:>10.0f}{r['reference_peak_mib']:>13.0f}",
                 flush=True,
             )
-    if arguments.json:
+    if as_json:
         print(json.dumps(results, indent=2))
     return 0
 

@@ -11,7 +11,7 @@ A convolutional feature map is flattened channels first there and channels last 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -53,6 +53,32 @@ def torch_name(name: str) -> str:
         if match and leaf in _LEAVES:
             return f"{match.expand(theirs)}.{_LEAVES[leaf]}"
     raise ValueError(f"no PyTorch name is known for {name!r}")
+
+
+def blocks_of(encoder: str) -> list[str]:
+    """PyTorch's names of the blocks of an encoder of PyTorch's, each of which has one normalisation mode."""
+    numbered = [f"{'conv' if 'convnet4' in encoder else 'layer'}{i}" for i in range(1, 5)]
+    return ["conv0", *numbered] if "resnet18" in encoder else numbered
+
+
+def norm_of(modes: Mapping[str, str]) -> str:
+    """`model.norm` for normalisation modes by PyTorch's names of the blocks: 'conv1', 'layer1', 'conv0' for a stem."""
+    if len(set(modes.values())) == 1:
+        return next(iter(modes.values()))
+    *blocks, last = modes
+    ours = {block: "stem" if block == "conv0" else block.replace("conv", "block") for block in blocks}
+    return ", ".join([*(f"{ours[block]}={modes[block]}" for block in blocks), modes[last]])
+
+
+def fixed_of(frozen: Iterable[str], names: Iterable[str]) -> str:
+    """`inner.fixed` for PyTorch-MAML's `frozen`, whose strings fix all parameters that have one in their full name.
+
+    Args:
+      frozen: strings to be found in PyTorch's names.
+      names: ours of all parameters; the pattern spells out those that are fixed.
+    """
+    fixed = [name for name in names if any(part in torch_name(name) for part in frozen)]
+    return f"^({'|'.join(fixed)})$" if fixed else ""
 
 
 def to_torch(leaves: PyTree, feature_shape: tuple[int, ...]) -> Arrays:

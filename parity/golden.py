@@ -12,12 +12,15 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+
+from parity import fields
+from parity.fields import GoldenError
 
 Arrays = dict[str, np.ndarray]
 
@@ -32,10 +35,6 @@ TOLERANCE = {
     "float64": {"default": 1e-9, "outer_losses": 1e-7, "outer_final": 1e-7},
     "float32": {"default": 1e-4, "grad": 1e-3, "gradnorm": 1e-3, "outer_losses": 1e-3, "outer_final": 1e-3},
 }
-
-
-class GoldenError(ValueError):
-    """A golden file that cannot be used; the message names the file, the field, and what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,7 @@ class GoldenCase:
     query_x: np.ndarray  # [episodes, way * query, 3, image_size, image_size]
     query_y: np.ndarray  # [way * query]
     recorded: Arrays
+    width: int = 0  # channels of the encoder's first block; 0, as in every file, for its own
 
 
 def block_of(name: str) -> str:
@@ -132,6 +132,13 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
     return tree_error({"array": actual}, {"array": expected})
 
 
+def as_recorded(outputs: Mapping[str, np.ndarray], sample: int) -> Arrays:
+    """The arrays that a golden file keeps of a run's whole `outputs` (see `compare`)."""
+    kept = {n: sampled(a, sample) if n.startswith(("grad/", "outer_final/")) else a for n, a in outputs.items()}
+    norms = {n: np.linalg.norm(np.ravel(a)) for n, a in outputs.items() if n.startswith("grad/")}
+    return kept | {name.replace("grad/", "gradnorm/", 1): norm for name, norm in norms.items()}
+
+
 def compare(case: GoldenCase, actual: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Errors of a replay by quantity (`logits_train`, `grad`, ...), to be held against `TOLERANCE[case.dtype]`.
 
@@ -143,9 +150,7 @@ def compare(case: GoldenCase, actual: Mapping[str, np.ndarray]) -> dict[str, flo
     Raises:
         ValueError: an array is missing, unexpected or of another shape.
     """
-    kept = {n: sampled(a, case.sample) if n.startswith(("grad/", "outer_final/")) else a for n, a in actual.items()}
-    norms = {n: np.linalg.norm(np.ravel(a)) for n, a in actual.items() if n.startswith("grad/")}
-    kept |= {name.replace("grad/", "gradnorm/", 1): norm for name, norm in norms.items()}
+    kept = as_recorded(actual, case.sample)
     if kept.keys() != case.recorded.keys():
         raise ValueError(f"{case.name}: on one side only: {', '.join(sorted(kept.keys() ^ case.recorded.keys()))}")
     errors, noise = {}, _noise(case)
@@ -169,46 +174,32 @@ def _noise(case: GoldenCase) -> set[str]:
 # Reading ---------------------------------------------------------------------------------------------------------
 
 
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # bool is an int to isinstance
-
-
-def _one_of(options: Iterable[str]) -> "_Kind":
-    return f"one of {', '.join(options)}", lambda value: isinstance(value, str) and value in options
-
-
-_Kind = tuple[str, Callable[[Any], bool]]  # what a field must be, in words and as a test
-_COUNT: _Kind = "a positive integer", lambda value: type(value) is int and value > 0
-_INDEX: _Kind = "an integer of 0 or more", lambda value: type(value) is int and value >= 0
-_NUMBER: _Kind = "a finite number", _number
-_AMOUNT: _Kind = "a finite number of 0 or more", lambda value: _number(value) and value >= 0
-_FLAG: _Kind = "true or false", lambda value: type(value) is bool
-_TEXT: _Kind = "a string", lambda value: isinstance(value, str)
-_TEXTS: _Kind = "a list of strings", lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value)
-_LIST: _Kind = "a list", lambda value: isinstance(value, list)
-_OBJECT: _Kind = "an object", lambda value: True  # left to the `_checked` of its own fields
-
 _SPEC = {
-    **dict.fromkeys(("bn_args", "classifier_args", "inner_args", "outer"), _OBJECT),
-    **dict.fromkeys(("n_way", "n_shot", "n_query", "n_episode", "sample"), _COUNT),
-    **dict.fromkeys(("eval_n_step", "seed"), _INDEX),
-    "name": _TEXT,
-    "params": _LIST,
+    **dict.fromkeys(("bn_args", "classifier_args", "inner_args", "outer"), fields.OBJECT),
+    **dict.fromkeys(("n_way", "n_shot", "n_query", "n_episode", "sample"), fields.COUNT),
+    **dict.fromkeys(("eval_n_step", "seed"), fields.INDEX),
+    "name": fields.TEXT,
+    "params": fields.LIST,
     # The published formula is for 84 pixels; stretching its 6 x 6 grid is the one way to read it for other sizes.
     "image_size": ("a multiple of 6, at least 18", lambda value: type(value) is int and value >= 18 and value % 6 == 0),
-    "encoder": _one_of(CHANNELS),
-    "dtype": _one_of(TOLERANCE),
+    "encoder": fields.one_of(CHANNELS),
+    "dtype": fields.one_of(TOLERANCE),
 }
-_NORM = {"track_running_stats": _FLAG, "episodic": _TEXTS}
-_HEAD = {"temp": _NUMBER, "learn_temp": _FLAG}
+_NORM = {"track_running_stats": fields.FLAG, "episodic": fields.TEXTS}
+_HEAD = {"temp": fields.NUMBER, "learn_temp": fields.FLAG}
 _INNER = {
-    **dict.fromkeys(("encoder_lr", "classifier_lr", "momentum", "weight_decay"), _AMOUNT),
-    **dict.fromkeys(("first_order", "reset_classifier"), _FLAG),
-    "n_step": _INDEX,
-    "frozen": _TEXTS,
+    **dict.fromkeys(("encoder_lr", "classifier_lr", "momentum", "weight_decay"), fields.AMOUNT),
+    **dict.fromkeys(("first_order", "reset_classifier"), fields.FLAG),
+    "n_step": fields.INDEX,
+    "frozen": fields.TEXTS,
 }
-_OUTER = {"name": _one_of(("adam", "sgd", "rmsprop")), "lr": _AMOUNT, "weight_decay": _AMOUNT, "steps": _COUNT}
-_PARAM = {"name": _TEXT, "shape": _LIST, "offset": _NUMBER, "scale": _AMOUNT}
+_OUTER = {
+    "name": fields.one_of(("adam", "sgd", "rmsprop")),
+    "lr": fields.AMOUNT,
+    "weight_decay": fields.AMOUNT,
+    "steps": fields.COUNT,
+}
+_PARAM = {"name": fields.TEXT, "shape": fields.LIST, "offset": fields.NUMBER, "scale": fields.AMOUNT}
 
 
 def read_case(path: str | os.PathLike[str]) -> GoldenCase:
@@ -226,13 +217,13 @@ def read_case(path: str | os.PathLike[str]) -> GoldenCase:
     except ValueError as error:
         raise GoldenError(f"{path}: spec is not JSON: {error}") from None
     where = f"{path}: spec"
-    spec = _checked(where, values, _SPEC, name=os.path.basename(path))
+    spec = fields.checked(where, values, _SPEC, name=os.path.basename(path))
     spec["norm"] = _norm_modes(f"{where}.bn_args", spec.pop("bn_args"), spec["encoder"])
-    spec |= _checked(f"{where}.classifier_args", spec.pop("classifier_args"), _HEAD, temp=1.0, learn_temp=False)
-    inner = _checked(f"{where}.inner_args", spec.pop("inner_args"), _INNER)
+    spec |= fields.checked(f"{where}.classifier_args", spec.pop("classifier_args"), _HEAD, temp=1.0, learn_temp=False)
+    inner = fields.checked(f"{where}.inner_args", spec.pop("inner_args"), _INNER)
     spec["inner"] = InnerArgs(**inner | {"frozen": tuple(inner["frozen"])})
     if spec["outer"] is not None:
-        spec["outer"] = OuterArgs(**_checked(f"{where}.outer", spec["outer"], _OUTER, weight_decay=0.0))
+        spec["outer"] = OuterArgs(**fields.checked(f"{where}.outer", spec["outer"], _OUTER, weight_decay=0.0))
     spec["params"] = _draw_params(f"{where}.params", spec)
     case = GoldenCase(**spec, **_draw_images(spec), recorded=recorded)
     _check_recorded(path, case)
@@ -249,22 +240,9 @@ def _load(path: str | os.PathLike[str]) -> Arrays:
         raise GoldenError(f"{path}: not a readable .npz file: {error}") from None
 
 
-def _checked(where: str, values: Any, kinds: Mapping[str, _Kind], **defaults: Any) -> dict[str, Any]:
-    """The fields of a JSON object, completed by defaults, if they are exactly those of `kinds`."""
-    if not isinstance(values, dict):
-        raise GoldenError(f"{where} is {values!r}, expected an object")
-    values = defaults | values
-    for name in sorted(values.keys() ^ kinds.keys()):
-        raise GoldenError(f"{where}.{name} is {'missing' if name in kinds else 'unknown'}")
-    for name, (expected, valid) in kinds.items():
-        if not valid(values[name]):
-            raise GoldenError(f"{where}.{name} is {values[name]!r}, expected {expected}")
-    return values
-
-
 def _norm_modes(where: str, values: Any, encoder: str) -> dict[str, str]:
     """Mode of each block. The original keeps statistics per episode where a block's own name is listed, exactly."""
-    args = _checked(where, values, _NORM, episodic=[])
+    args = fields.checked(where, values, _NORM, episodic=[])
     blocks = [f"{'conv' if 'convnet4' in encoder else 'layer'}{i}" for i in range(1, 5)]
     if not set(args["episodic"]) <= set(blocks):
         raise GoldenError(f"{where}.episodic is {args['episodic']}, expected some of {', '.join(blocks)}")
@@ -302,7 +280,7 @@ def _draw_params(where: str, spec: Mapping[str, Any]) -> Arrays:
     shapes = parameter_shapes(spec["encoder"], spec["n_way"], spec["image_size"], spec["learn_temp"])
     params: Arrays = {}
     for i, values in enumerate(spec["params"]):
-        args = _checked(f"{where}[{i}]", values, _PARAM)
+        args = fields.checked(f"{where}[{i}]", values, _PARAM)
         name = args["name"]
         if name not in shapes or name in params or args["shape"] != list(shapes[name]):
             raise GoldenError(f"{where}[{i}] is {name} {args['shape']}, which is unknown, misshapen or listed twice")

@@ -97,6 +97,7 @@ class ModelSpec:
         temp: factor on the logits, or its initial value where `learn_temp` is set.
         learn_temp: make the factor a parameter of the outer loop; the inner loop never adapts it.
         channels: of the images; those of the original's data sets all have 3.
+        width: channels of the encoder's first block, the others in proportion; 0 for its own.
     """
 
     encoder: str = "convnet4"
@@ -106,6 +107,7 @@ class ModelSpec:
     temp: float = 1.0
     learn_temp: bool = False
     channels: int = 3
+    width: int = 0
 
     def __post_init__(self) -> None:
         if self.encoder not in ENCODERS:
@@ -113,6 +115,16 @@ class ModelSpec:
         modes = {self.norm} if isinstance(self.norm, str) else set(self.norm.values())
         if not modes <= set(NORM_MODES):
             raise ValueError(f"norm {self.norm!r}: the modes are {', '.join(NORM_MODES)}")
+
+    def encode(self, x: Tensor, conv_norm: ConvNorm) -> Tensor:
+        """Features of images `x`, by way of `conv_norm`."""
+        encode = ENCODERS[self.encoder]
+        if self.width:
+            own = encode.keywords["channels"]
+            encode = partial(
+                encode, channels=self.width if isinstance(own, int) else tuple(c * self.width // own[0] for c in own)
+            )
+        return encode(x, conv_norm)
 
     def mode(self, name: str) -> str:
         """Mode of the normalisation layer `name`, or of the layer that the parameter or statistic belongs to."""
@@ -194,7 +206,7 @@ def init_params(spec: ModelSpec, generator: torch.Generator, dtype: torch.dtype 
         return x[:, :1, ::stride, ::stride].expand(-1, channels, -1, -1)  # of the convolution's shape, but free
 
     # A black image walks through the encoder, so that no shape has to be written down a second time.
-    width = ENCODERS[spec.encoder](torch.zeros(1, 3, spec.image_size, spec.image_size), create).shape[1]
+    width = spec.encode(torch.zeros(1, spec.channels, spec.image_size, spec.image_size), create).shape[1]
     if spec.learn_temp:
         params[TEMP] = torch.tensor(spec.temp, dtype=dtype)
     params[HEAD[0]] = default(spec.n_way, width, fan_in=width)
@@ -242,7 +254,7 @@ def forward(
             mean, var = stats[f"{norm}.running_mean"], stats[f"{norm}.running_var"] = mean.clone(), var.clone()
         return F.batch_norm(x, mean, var, weight, bias, training=update, momentum=0.1)
 
-    features = ENCODERS[spec.encoder](x, conv_norm)
+    features = spec.encode(x, conv_norm)
     logits = F.linear(features, params[HEAD[0]], params[HEAD[1]])
     return params.get(TEMP, spec.temp) * logits, stats
 

@@ -1,0 +1,105 @@
+"""`python -m parity check`: recorded cases of the original replayed, or ours against PyTorch's on a grid of cases."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from parity import golden, replay
+from parity.golden import TOLERANCE, GoldenCase, GoldenError
+
+
+@dataclass(frozen=True)
+class Result:
+    """One quantity of one case.
+
+    Attributes:
+      case: its name.
+      quantity: such as 'logits_train' or 'grad'.
+      error: the largest absolute difference over the largest absolute expected entry, of all arrays of the quantity.
+      tolerance: the largest error that passes.
+    """
+
+    case: str
+    quantity: str
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the tolerance; NaN never is."""
+        return self.error <= self.tolerance
+
+
+def check_case(case: GoldenCase, compiler_options: dict[str, Any] | None = None) -> list[Result]:
+    """Runs a case through `maml_jax` and compares every quantity that it recorded.
+
+    Args:
+      case: with recorded outputs.
+      compiler_options: of `jax.jit`.
+    """
+    tolerance = TOLERANCE[case.dtype]
+    errors = golden.compare(case, replay.in_jax(case, compiler_options))
+    return [Result(case.name, q, error, tolerance.get(q, tolerance["default"])) for q, error in errors.items()]
+
+
+def check(files: Sequence[str], as_json: bool) -> int:
+    """Checks golden files, or the built-in grid if there are none, and prints a line per quantity.
+
+    Args:
+      files: paths.
+      as_json: print one JSON object at the end instead of lines along the way.
+
+    Returns:
+      The exit status: 0 if everything passed, 1 if something failed, 2 if a file is unusable, whatever the others gave.
+    """
+    results, unusable, cases = [], [], 0
+    for case in _read(files) if files else _grid():
+        if isinstance(case, GoldenError):
+            unusable.append(str(case))
+            if not as_json:
+                print(f"unusable: {case}", flush=True)
+            continue
+        cases += 1
+        for result in check_case(case):
+            results.append(result)
+            if not as_json:
+                print(_line(result), flush=True)
+    failed = [result for result in results if not result.passed]
+    if as_json:
+        print(_to_json(results, unusable))
+    else:
+        print(
+            f"{cases} cases, {len(results)} quantities: {len(results) - len(failed)} passed, {len(failed)} failed"
+            + (f"; {len(unusable)} files unusable" if unusable else "")
+        )
+    return 2 if unusable else int(bool(failed))
+
+
+def _read(files: Sequence[str]) -> Iterable[GoldenCase | GoldenError]:
+    for path in files:
+        try:
+            yield golden.read_case(path)
+        except GoldenError as error:
+            yield error
+
+
+def _grid() -> Iterable[GoldenCase]:
+    from parity import grid  # which takes torch; replaying files does not
+
+    return grid.grid()
+
+
+def _line(result: Result) -> str:
+    verdict = "pass" if result.passed else "FAIL"
+    return f"{result.case:30} {result.quantity:14} {result.error:9.2e}  tolerance {result.tolerance:.0e}  {verdict}"
+
+
+def _to_json(results: Sequence[Result], unusable: Sequence[str]) -> str:
+    """Errors that are not finite become null, for which JSON has no number."""
+    rows = [asdict(r) | {"passed": r.passed} for r in results]
+    for row in rows:
+        row["error"] = row["error"] if math.isfinite(row["error"]) else None
+    passed = not unusable and all(result.passed for result in results)
+    return json.dumps({"results": rows, "unusable": list(unusable), "passed": passed}, indent=2)

@@ -1,0 +1,220 @@
+"""One case through `maml_jax` and through the PyTorch reference: everything a golden file records, by its names there.
+
+Our side goes through what trains: the configuration, `experiment`, and `meta_step` itself.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from configs import default
+from maml_jax import experiment, tree
+from maml_jax.episode import Episode
+from maml_jax.meta.inner import InnerLoop
+from maml_jax.meta.outer import task_loss
+from maml_jax.meta.step import MetaState, meta_step
+from maml_jax.nn.model import Model
+from maml_jax.tree import PyTree
+from parity import convert
+from parity.golden import Arrays, GoldenCase, block_of
+
+_HEAD = ("kernel", "bias")  # of ours, which `reset_classifier` sets to zero
+
+
+def in_jax(case: GoldenCase, compiler_options: dict[str, Any] | None = None) -> Arrays:
+    """What `maml_jax` makes of a case.
+
+    Args:
+      case: the case; what it recorded is not looked at.
+      compiler_options: of `jax.jit`.
+
+    Returns:
+      Arrays in PyTorch's names and layouts, as `parity.golden.compare` wants them.
+    """
+    # Accelerators would multiply float32 matrices in less than float32.
+    with jax.enable_x64(case.dtype == "float64"), jax.default_matmul_precision("highest"):
+        config = config_of(case)
+        model = experiment.build_model(config, case.n_way, (case.image_size, case.image_size, 3))
+        params, stats = start(model, case.params, case.dtype)
+        config.inner.fixed = convert.fixed_of(case.inner.frozen, tree.names(params))
+        inner, episodes = experiment.build_inner(config), episodes_of(case)
+        outputs = _train(case, model, inner, experiment.build_outer(config), params, stats, episodes, compiler_options)
+        if case.inner.reset_classifier:
+            model, params = dataclasses.replace(model, zero_head=True), _without_head(params)
+
+        def evaluate(episode):
+            return task_loss(model, inner, params, stats, episode, case.eval_n_step, False)[1].logits
+
+        logits = jax.jit(lambda e: jax.lax.map(evaluate, e), compiler_options=compiler_options)(episodes)
+        return outputs | {"logits_eval": np.asarray(logits)}
+
+
+def config_of(case: GoldenCase) -> ml_collections.ConfigDict:
+    """The configuration that a case describes, but for `inner.fixed`, which takes the names of the parameters."""
+    config = default.get_config()
+    config.model.encoder = case.encoder.replace("-", "_")
+    config.model.width = case.width
+    config.model.norm = convert.norm_of(case.norm)
+    config.model.temperature = float(case.temp)
+    config.model.learn_temperature = case.learn_temp
+    config.inner.steps = case.inner.n_step
+    config.inner.encoder_rate = float(case.inner.encoder_lr)
+    config.inner.head_rate = float(case.inner.classifier_lr)
+    config.inner.momentum = float(case.inner.momentum)
+    config.inner.weight_decay = float(case.inner.weight_decay)
+    config.inner.first_order = case.inner.first_order
+    if case.outer is not None:
+        config.outer.optimizer = case.outer.name
+        config.outer.rate = float(case.outer.lr)
+        config.outer.weight_decay = float(case.outer.weight_decay)
+    return config
+
+
+def start(model: Model, params: Arrays, dtype: str) -> tuple[PyTree, PyTree]:
+    """Our parameters from PyTorch's, and the statistics that outlive an episode: means 0, variances 1."""
+    like, stats = jax.eval_shape(model.init, jax.random.key(0))
+    ours = convert.from_torch(params, like, convert.feature_shape(model))
+    fresh = tree.map_named(lambda n, s: (jnp.ones if n.endswith("var") else jnp.zeros)(s.shape, dtype), stats)
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), ours), fresh
+
+
+def _train(
+    case: GoldenCase,
+    model: Model,
+    inner: InnerLoop,
+    outer: optax.GradientTransformation,
+    params: PyTree,
+    stats: PyTree,
+    episodes: Episode,
+    compiler_options: dict[str, Any] | None,
+) -> Arrays:
+    """What meta-steps leave: the first one's logits, loss, gradient and statistics, and where they lead."""
+    optimizer = optax.chain(_remember(), outer)
+
+    @jax.jit(compiler_options=compiler_options)
+    def step(state):
+        return meta_step(model, inner, optimizer, state, episodes, case.inner.n_step, 1)
+
+    state = MetaState(step=jnp.int32(0), params=params, stats=stats, optimizer=optimizer.init(params))
+    named = _namer(model)
+    losses, outputs = [], {}
+    for i in range(case.outer.steps if case.outer else 1):
+        if case.inner.reset_classifier:
+            zeros = {name: jnp.zeros_like(state.params["head"][name]) for name in _HEAD}
+            state = state.replace(params={**state.params, "head": {**state.params["head"], **zeros}})
+        state, results = step(state)
+        losses.append(results.loss.mean())
+        if i == 0:
+            outputs = {"logits_train": np.asarray(results.logits), "loss_train": np.asarray(losses[0])}
+            outputs |= named("grad/", state.optimizer[0])
+            outputs |= _buffers(case, model, named, state.stats, results.stats)
+    if case.outer:
+        outputs |= {"outer_losses": np.asarray(losses)} | named("outer_final/", state.params)
+    return outputs
+
+
+def _namer(model: Model) -> Callable[[str, PyTree], Arrays]:
+    """Turns a pytree of ours into arrays in PyTorch's names and layouts, after a prefix."""
+    features = convert.feature_shape(model)
+    return lambda prefix, leaves: {prefix + n: a for n, a in convert.to_torch(leaves, features).items()}
+
+
+def _remember() -> optax.GradientTransformation:
+    """Changes nothing; its state is the gradient that came last."""
+    return optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params), lambda gradient, state, params=None: (gradient, gradient)
+    )
+
+
+def _buffers(
+    case: GoldenCase, model: Model, named: Callable[[str, PyTree], Arrays], lasting: PyTree, after: PyTree
+) -> Arrays:
+    """Statistics that the next episode starts from; beside them, in episodic layers, those that each episode left."""
+    buffers = named("buffer/", model.episode_stats(lasting))
+    for i in range(case.n_episode):
+        episode = named("buffer/", jax.tree.map(lambda x, i=i: x[i], after))
+        for name, array in episode.items():
+            if case.norm[block_of(name.removeprefix("buffer/"))] == "episodic":
+                buffers[f"{name}_{i}"] = array
+    return buffers
+
+
+def _without_head(params: PyTree) -> PyTree:
+    head = {name: leaf for name, leaf in params["head"].items() if name not in _HEAD}
+    return {**params, "head": head}
+
+
+def episodes_of(case: GoldenCase) -> Episode:
+    """The case's episodes, channels last."""
+
+    def images(x):
+        return jnp.asarray(np.moveaxis(x, 2, -1), case.dtype)
+
+    def labels(y):
+        return jnp.tile(jnp.asarray(y, jnp.int32), (case.n_episode, 1))
+
+    return Episode(images(case.support_x), labels(case.support_y), images(case.query_x), labels(case.query_y))
+
+
+def in_torch(case: GoldenCase) -> Arrays:
+    """What the PyTorch reference makes of a case; see `in_jax`."""
+    import torch
+
+    from parity import reference
+
+    spec = reference.ModelSpec(
+        case.encoder, case.n_way, case.image_size, case.norm, case.temp, case.learn_temp, width=case.width
+    )
+    inner = reference.InnerSpec(**dataclasses.asdict(case.inner))
+    params = {name: torch.tensor(value) for name, value in case.params.items()}
+    stats = reference.init_stats(spec, params)
+    labels = (torch.from_numpy(y).expand(case.n_episode, -1) for y in (case.support_y, case.query_y))
+    images = (torch.from_numpy(x) for x in (case.support_x, case.query_x))
+    batch = reference.Episodes(*(array for pair in zip(images, labels, strict=True) for array in pair))
+    result = reference.meta_gradient(spec, inner, params, stats, batch)
+    at_test = dataclasses.replace(inner, n_step=case.eval_n_step)
+    outputs = {"logits_train": result.logits, "loss_train": result.loss}
+    outputs["logits_eval"] = reference.evaluate(spec, at_test, params, stats, batch)
+    outputs |= {f"grad/{name}": grad for name, grad in result.grads.items()}
+    outputs |= {f"buffer/{name}": value for name, value in result.stats.items()}
+    for i, after in enumerate(result.episode_stats):
+        outputs |= {f"buffer/{name}_{i}": value for name, value in after.items() if spec.mode(name) == "episodic"}
+    if case.outer is not None:
+        rule = reference.OPTIMISERS[case.outer.name]
+        optimiser = rule(params.values(), lr=case.outer.lr, weight_decay=case.outer.weight_decay)
+        losses = []
+        for _ in range(case.outer.steps):
+            step = reference.outer_step(spec, inner, optimiser, params, stats, batch)
+            stats = step.stats
+            losses.append(step.loss)
+        outputs |= {"outer_losses": torch.stack(losses)} | {f"outer_final/{n}": value for n, value in params.items()}
+    return {name: value.detach().numpy() for name, value in outputs.items()}
+
+
+def init_torch(case: GoldenCase) -> Arrays:
+    """Parameters for a case as the reference draws them, but with random scales and shifts in normalisation.
+
+    The shifts lie above 0. Where a window sees nothing but zeros behind ReLU, maxima to be pooled are tied, and there
+    PyTorch's subgradient (all to the first) is not ours (to each its share), so few channels need to be mostly alive.
+    """
+    import torch
+
+    from parity import reference
+
+    generator = torch.Generator().manual_seed(case.seed)
+    spec = reference.ModelSpec(
+        case.encoder, case.n_way, case.image_size, temp=case.temp, learn_temp=case.learn_temp, width=case.width
+    )
+    params = reference.init_params(spec, generator, getattr(torch, case.dtype))
+    for name, value in params.items():
+        if value.ndim == 1:
+            value += 0.1 * torch.randn(value.shape, generator=generator, dtype=value.dtype)
+        if "bn" in name and name.endswith("bias"):
+            value += 0.5
+    return {name: value.numpy() for name, value in params.items()}
