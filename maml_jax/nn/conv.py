@@ -28,7 +28,6 @@ from jax.interpreters import ad, batching, mlir
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-_FEW_CHANNELS = (2, 3, 4)  # with so many input channels, patches times matrix beats XLA's convolution on a CPU
 
 
 def conv(x: jax.Array, kernel: jax.Array, padding: str | Sequence[Sequence[int]] = "SAME") -> jax.Array:
@@ -197,18 +196,11 @@ def _conv_xla(x, kernel, padding):
     return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS)
 
 
-def _conv_patches(x, kernel, padding):
-    """One group as patches times matrix, image by image so that the patches stay in cache."""
-    matrix = kernel.reshape(-1, kernel.shape[3])
-    return lax.map(lambda image: _patches(image, kernel.shape[:2], padding) @ matrix, x)
-
-
 def _conv_cpu(x, kernel, *, padding):
     if x.dtype != jnp.float32:  # XLA's own convolution is fast in float32 only
         matrices = kernel.reshape(kernel.shape[0], -1, kernel.shape[4])
         return jnp.einsum("gnhwk,gko->gnhwo", _patches(x, kernel.shape[1:3], padding), matrices)
-    one = _conv_patches if x.shape[4] in _FEW_CHANNELS else _conv_xla
-    return _each_group(lambda x, kernel: one(x, kernel, padding), x, kernel)
+    return _each_group(lambda x, kernel: _conv_xla(x, kernel, padding), x, kernel)
 
 
 def _wgrad_cpu(x, y, *, padding):

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 
-from maml_jax.nn.layers import Conv, max_pool
+from maml_jax.nn.layers import Conv, pool_normalized
 from maml_jax.nn.norm import BatchNorm, Pass
 
 
@@ -37,6 +37,6 @@ class ConvBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, which: Pass, train: bool) -> jax.Array:
         """Maps `[batch, height, width, channels]` to `[batch, height // 2, width // 2, self.width]`."""
-        x = Conv(self.width, name="conv")(x)
-        x = BatchNorm(self.norm, name="norm")(x, which, train)
-        return max_pool(nn.relu(x))
+        x, bias = Conv(self.width, name="conv")(x)
+        normalize = BatchNorm(self.norm, name="norm")(x, bias, which, train)
+        return pool_normalized(x, normalize, nn.relu)

@@ -15,7 +15,7 @@ updated ones (Flax's `batch_stats` collection); that a layer is episodic means t
 
 import enum
 import re
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -60,8 +60,29 @@ def mode_of(norm: str, name: str) -> Mode:
     raise ConfigError(f"model.norm={norm!r} says nothing about {name}; end it with a mode for all other layers")
 
 
+class Affine(NamedTuple):
+    """The map x -> gain x + shift, channel by channel.
+
+    Attributes:
+      gain: `[channels]`.
+      shift: `[channels]`.
+      rising: whether gain >= 0, bool `[channels]`; known before the moments of x are.
+    """
+
+    gain: jax.Array
+    shift: jax.Array
+    rising: jax.Array
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[..., channels]`."""
+        return x * self.gain + self.shift
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last (Ioffe & Szegedy 2015), in one of the modes above.
+
+    Gives the affine map that normalises, `gain` and `shift` of every channel, rather than the normalised images, so
+    that pooling can come first (`maml_jax.nn.layers.pool_normalized`).
 
     Normalises with the biased variance; running statistics move by `momentum` towards the batch mean and the *unbiased*
     variance, as PyTorch has it. No gradient flows through running statistics.
@@ -77,38 +98,48 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: jax.Array, which: Pass, train: bool) -> jax.Array:
-        """Normalises `x`, `[..., channels]`; `which` pass it is and whether in meta-training decide the statistics."""
+    def __call__(self, x: jax.Array, offset: jax.Array | None, which: Pass, train: bool) -> Affine:
+        """The map that takes `x` to the normalised `x + offset`.
+
+        Args:
+          x: `[..., channels]`.
+          offset: `[channels]`, such as the bias of a convolution, which costs nothing here; None for zeros.
+          which: the pass; with `train`, decides the statistics.
+          train: meta-training.
+        """
         mode = mode_of(self.norm, "/".join(self.path))
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels, x.dtype)
         bias = self.param("bias", nn.initializers.zeros, channels, x.dtype)
         if mode == "batch":
-            return _normalize(x, *_moments(x), scale, bias, self.epsilon)
+            return self._affine(*_moments(x), scale, bias)
 
+        offset = jnp.zeros(channels, x.dtype) if offset is None else offset
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, x.dtype)
         var = self.variable("batch_stats", "var", jnp.ones, channels, x.dtype)
         if which is Pass.QUERY or (mode == "global" and not train):
-            return _normalize(x, mean.value, var.value, scale, bias, self.epsilon)
+            return self._affine(mean.value - offset, var.value, scale, bias)
 
         batch_mean, batch_var = _moments(x)
         if not self.is_initializing():
             count = x.size // x.shape[-1]
-            mean.value = self._move(mean.value, batch_mean)
+            mean.value = self._move(mean.value, batch_mean + offset)
             var.value = self._move(var.value, batch_var * (count / max(count - 1, 1)))
-        return _normalize(x, batch_mean, batch_var, scale, bias, self.epsilon)
+        return self._affine(batch_mean, batch_var, scale, bias)
 
     def _move(self, running: jax.Array, batch: jax.Array) -> jax.Array:
         return (1 - self.momentum) * running + self.momentum * jax.lax.stop_gradient(batch)
 
+    def _affine(self, mean, var, scale, bias) -> Affine:
+        gain = scale * jax.lax.rsqrt(var + self.epsilon)
+        return Affine(gain, bias - mean * gain, scale >= 0)
+
 
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance per channel."""
+    # Var x = E (x - p)^2 - (E x - p)^2 for any p. With the mean itself for p the value is that of the usual two passes,
+    # and with p a constant the derivatives need no third: x comes in linearly and squared, and nowhere else.
     axes = tuple(range(x.ndim - 1))
     mean = x.mean(axes)
-    return mean, jnp.square(x - mean).mean(axes)
-
-
-def _normalize(x, mean, var, scale, bias, epsilon):
-    gain = scale * jax.lax.rsqrt(var + epsilon)
-    return x * gain + (bias - mean * gain)
+    pivot = jax.lax.stop_gradient(mean)
+    return mean, jnp.square(x - pivot).mean(axes) - jnp.square(mean - pivot)

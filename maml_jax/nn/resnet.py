@@ -41,7 +41,7 @@ class _PooledBlock(nn.Module):
         y = nn.leaky_relu(_conv_norm(self, y, which, train, "conv2", "norm2"), 0.1)
         y = _conv_norm(self, y, which, train, "conv3", "norm3")
         y += _conv_norm(self, x, which, train, "shortcut_conv", "shortcut_norm", window=1)
-        return max_pool(nn.leaky_relu(y, 0.1))
+        return nn.leaky_relu(max_pool(y), 0.1)
 
 
 class ResNet18(nn.Module):
@@ -98,4 +98,5 @@ class _StridedBlock(nn.Module):
 def _conv_norm(block, x, which, train, conv, norm, window=3, stride=1):
     """A convolution without bias and its normalisation, as children `conv` and `norm` of `block`."""
     layer = Conv(block.channels, window, stride, use_bias=False, kernel_init=_KERNEL_INIT, name=conv, parent=block)
-    return BatchNorm(block.norm, name=norm, parent=block)(layer(x), which, train)
+    x, bias = layer(x)
+    return BatchNorm(block.norm, name=norm, parent=block)(x, bias, which, train)(x)

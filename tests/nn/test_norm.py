@@ -11,12 +11,13 @@ from maml_jax.nn.norm import BatchNorm, Pass, mode_of
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-def run(mode, which, train, x, mean=0.0, var=1.0):
+def run(mode, which, train, x, mean=0.0, var=1.0, offset=None):
     channels = x.shape[-1]
     params = {"scale": jnp.arange(1.0, channels + 1), "bias": jnp.full(channels, 0.5)}
     stats = {} if mode == "batch" else {"mean": jnp.full(channels, mean), "var": jnp.full(channels, var)}
-    y, state = BatchNorm(mode).apply({"params": params, "batch_stats": stats}, x, which, train, mutable=["batch_stats"])
-    return y, state.get("batch_stats", {})
+    variables = {"params": params, "batch_stats": stats}
+    normalize, state = BatchNorm(mode).apply(variables, x, offset, which, train, mutable=["batch_stats"])
+    return normalize(x), state.get("batch_stats", {})
 
 
 def expected(x, mean, var):
@@ -44,6 +45,24 @@ def test_moments(mode, which, train, x):
     else:
         np.testing.assert_array_equal(stats["mean"], 0.3)
         np.testing.assert_array_equal(stats["var"], 2.0)
+
+
+@pytest.mark.parametrize("which", Pass)
+@pytest.mark.parametrize("mode", ["batch", "episodic", "global"])
+def test_an_offset_is_as_good_as_one_added_before(mode, which, x):
+    offset = jnp.array([0.7, -1.2])
+    apart = run(mode, which, True, x, 0.3, 2.0, offset)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), apart, run(mode, which, True, x + offset, 0.3, 2.0)
+    )
+
+
+def test_the_variance_survives_a_large_mean_in_single_precision():
+    with jax.enable_x64(False):
+        x = np.random.default_rng(0).normal(1000.0, 1.0, (8, 16, 16, 2)).astype(np.float32)
+        y, _ = run("batch", Pass.SUPPORT, True, jnp.asarray(x))
+        exact = expected(x.astype(np.float64), *(f(x.astype(np.float64), (0, 1, 2)) for f in (np.mean, np.var)))
+        np.testing.assert_allclose(y, exact, atol=1e-3)
 
 
 def test_no_gradient_through_running_statistics(x):
