@@ -59,11 +59,19 @@ def get_config() -> ml_collections.ConfigDict:
     c.train = ml_collections.ConfigDict()
     c.train.steps = 10_000  # meta-steps
     c.train.tasks = 4  # tasks per meta-step
-    c.train.tasks_at_once = 0  # tasks computed side by side, a divisor of tasks; 0: one on CPU, all on an accelerator
+    c.train.tasks_at_once = 0  # tasks a device takes side by side, a divisor of its share; 0: one on CPU, else all
     c.train.report_every = 100  # meta-steps between lines of progress, run as one compiled call
     c.train.validate_every = 1000  # meta-steps between validations, which pick the best checkpoint; 0: never
     c.train.validation_tasks = 200  # tasks of the validation split, the same ones every time
     c.train.checkpoint_every = 1000  # meta-steps between checkpoints to resume from
+
+    c.parallel = ml_collections.ConfigDict()  # over devices
+    c.parallel.backend = "shard_map"  # shard_map or pmap; the result is the same
+    c.parallel.devices = 0  # that share the tasks of a meta-step, a divisor of train.tasks; 0: as many as possible
+    c.parallel.cpu_devices = 0  # without an accelerator, how many devices to make of the CPU; 0: one per core
+    c.parallel.coordinator = ""  # several processes: host:port of the first, 'auto' on a cluster JAX knows; '': one
+    c.parallel.processes = 1  # how many there are
+    c.parallel.process = 0  # which of them this one is, from 0
 
     c.eval = ml_collections.ConfigDict()  # the protocol of validation and test
     c.eval.split = "test"  # test, val or train

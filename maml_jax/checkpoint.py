@@ -105,4 +105,4 @@ class Checkpoints:
 
 def _flatten(state: PyTree) -> dict[str, Any]:
     names = [name.replace("/", ".") for name in tree.names(state)]
-    return dict(zip(names, jax.tree.leaves(state), strict=True))
+    return dict(zip(names, jax.device_get(jax.tree.leaves(state)), strict=True))

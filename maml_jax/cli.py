@@ -1,6 +1,8 @@
 """The command line: verbs, flags, configuration, and errors as one line."""
 
+import contextlib
 import difflib
+import os
 import re
 import runpy
 import time
@@ -17,7 +19,7 @@ from maml_jax.checkpoint import Checkpoints
 from maml_jax.data.sampler import DeviceImages, to_device
 from maml_jax.errors import ConfigError, UserError
 from maml_jax.files import write_whole
-from maml_jax.progress import duration, say
+from maml_jax.progress import duration, say, silence
 
 USAGE = """\
 usage: python launch.py [train | evaluate | prepare] [--config FILE] [--workdir DIR] [--config.FIELD=VALUE ...]
@@ -144,15 +146,19 @@ def _run(verb: str, config: ml_collections.ConfigDict, workdir: Path) -> int:
     stored = workdir / "config.json"
     if stored.exists() and verb == "train":
         config_lib.check_same_run(config, config_lib.load(stored, config.copy_and_resolve_references()), workdir)
+    _start_jax(config.parallel)
+    experiment.check_devices(config)
     stores = data.open_stores(config.data)
     experiment.check_data(config, stores, training=verb == "train")
     jax.config.update("jax_compilation_cache_dir", str(data.default_cache_dir() / "xla"))
     say(
-        f"jax {jax.__version__} on {len(jax.devices())} {jax.devices()[0].device_kind} device, work directory {workdir}"
+        f"jax {jax.__version__} on {len(jax.devices())} {jax.devices()[0].device_kind} device(s), "
+        f"work directory {workdir}"
     )
     if verb == "train":
         workdir.mkdir(parents=True, exist_ok=True)
-        write_whole(stored, lambda file: file.write(config_lib.to_json(config).encode()))
+        if jax.process_index() == 0:
+            write_whole(stored, lambda file: file.write(config_lib.to_json(config).encode()))
         splits = ["train", "val"] if config.train.validate_every else ["train"]
         try:
             train.train(config, {split: to_device(stores[split]) for split in splits}, workdir)
@@ -163,6 +169,25 @@ def _run(verb: str, config: ml_collections.ConfigDict, workdir: Path) -> int:
         _existing(workdir)
     _evaluate(config, to_device(stores[config.eval.split]), workdir)
     return 0
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start_jax(parallel: ml_collections.ConfigDict) -> None:
+    """Sets up the devices of this process, and its place among several.
+
+    A CPU is made several devices, which take tasks side by side: on small tensors, XLA alone leaves cores idle.
+    """
+    with contextlib.suppress(RuntimeError):  # JAX has started, as within a program of the user's own
+        jax.config.update("jax_num_cpu_devices", parallel.cpu_devices or _cores())
+    if parallel.coordinator == "auto":
+        jax.distributed.initialize()
+    elif parallel.coordinator:
+        jax.distributed.initialize(parallel.coordinator, parallel.processes, parallel.process)
+    if jax.process_index() > 0:
+        silence()
 
 
 def _evaluate(config: ml_collections.ConfigDict, images: DeviceImages, workdir: Path) -> None:
@@ -179,6 +204,8 @@ def _evaluate(config: ml_collections.ConfigDict, images: DeviceImages, workdir: 
             say(f"evaluated {done} of {e.tasks} tasks, {duration((now - began) / done * (e.tasks - done))} left")
 
     result = evaluate.Evaluator(config, images, e.split)(state.params, state.stats, e.tasks, progress)
+    if jax.process_index() > 0:
+        return
     evaluate.write(workdir, config, result, int(state.step))
     print(
         f"{e.split} accuracy {result.accuracy:.2%} ± {result.ci95:.2%} over {e.tasks} tasks, "

@@ -10,6 +10,7 @@ import ml_collections
 
 from maml_jax.data.augment import AUGMENTATIONS, NORMALIZATIONS
 from maml_jax.errors import ConfigError
+from maml_jax.meta.parallel import BACKENDS
 from maml_jax.nn.model import ENCODERS, HEADS
 from maml_jax.nn.norm import mode_of
 
@@ -72,6 +73,15 @@ _RULES: dict[str, Rule] = {
     "train.validate_every": _at_least(0),
     "train.validation_tasks": _at_least(1),
     "train.checkpoint_every": _at_least(1),
+    "parallel.backend": _one_of(*BACKENDS),
+    "parallel.devices": _at_least(0),
+    "parallel.cpu_devices": _at_least(0),
+    "parallel.coordinator": (
+        lambda value: value in ("", "auto") or re.fullmatch(r".+:\d+", value),
+        "must be HOST:PORT of the first process, 'auto', or '' for one process",
+    ),
+    "parallel.processes": _at_least(1),
+    "parallel.process": _at_least(0),
     "eval.split": _one_of("test", "val", "train"),
     "eval.tasks": _at_least(2),
     "eval.way": _at_least(2),
@@ -94,6 +104,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         if not holds(value):
             raise ConfigError(f"{field}={value!r} {rule}; set it with --config.{field}=VALUE")
     mode_of(config.model.norm, "")  # raises if malformed
+    p = config.parallel
+    if p.process >= p.processes:
+        raise ConfigError(f"parallel.process={p.process} must be less than parallel.processes={p.processes}")
+    if p.processes > 1 and not p.coordinator:
+        raise ConfigError("parallel.processes > 1 needs --config.parallel.coordinator=HOST:PORT of the first process")
     tasks, at_once = config.train.tasks, config.train.tasks_at_once
     if at_once and tasks % at_once:
         raise ConfigError(f"train.tasks_at_once={at_once} does not divide train.tasks={tasks}")
@@ -153,6 +168,12 @@ _FREE = (
     "train.steps",
     "train.report_every",
     "train.checkpoint_every",
+    "parallel.backend",
+    "parallel.devices",
+    "parallel.cpu_devices",
+    "parallel.coordinator",
+    "parallel.processes",
+    "parallel.process",
     "eval.split",
     "eval.tasks",
     "eval.checkpoint",

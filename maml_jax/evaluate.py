@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import scipy.stats
@@ -16,6 +15,7 @@ from maml_jax import experiment
 from maml_jax.data.sampler import DeviceImages, sample_task
 from maml_jax.files import write_whole
 from maml_jax.meta.outer import task_loss
+from maml_jax.meta.parallel import AXIS, my_share, replicate, spread
 from maml_jax.tree import PyTree
 
 _TASKS_PER_CALL = 25
@@ -64,18 +64,20 @@ class Evaluator:
         spec = experiment.eval_tasks(config, split)
         model = experiment.build_model(config, spec.way, images.pixels.shape[1:])
         inner = experiment.build_inner(config)
-        self._images = images
+        devices = self._devices = jax.devices()
+        self._tasks_per_call = -(-_TASKS_PER_CALL // len(devices)) * len(devices)
+        self._images = replicate(images, devices)
 
-        @jax.jit
-        def run_tasks(params, stats, images, indices):
+        def run_tasks(params, stats, images, start):
             def run(index):
                 episode = sample_task(spec, images, index)
                 _, result = task_loss(model, inner, params, stats, episode, config.eval.steps, train=False)
                 return result.accuracy, result.loss
 
-            return jax.lax.map(run, indices)
+            share = jax.lax.map(run, start + my_share(self._tasks_per_call))
+            return jax.lax.all_gather(share, AXIS, tiled=True)
 
-        self._run_tasks = run_tasks
+        self._run_tasks = spread(run_tasks, devices, config.parallel.backend)
 
     def __call__(
         self, params: PyTree, stats: PyTree, tasks: int, progress: Callable[[int], None] = lambda done: None
@@ -89,10 +91,10 @@ class Evaluator:
           progress: called now and then with the number of tasks done.
         """
         outcomes = []
-        for start in range(0, tasks, _TASKS_PER_CALL):
-            indices = jnp.arange(start, start + _TASKS_PER_CALL, dtype=jnp.int32)  # a surplus at the end is cut off
-            outcomes.append(jax.device_get(self._run_tasks(params, stats, self._images, indices)))
-            progress(min(start + _TASKS_PER_CALL, tasks))
+        params, stats = replicate((params, stats), self._devices)
+        for start in range(0, tasks, self._tasks_per_call):  # a surplus at the end is cut off
+            outcomes.append(jax.device_get(self._run_tasks(params, stats, self._images, np.int32(start))))
+            progress(min(start + self._tasks_per_call, tasks))
         accuracies, losses = (np.concatenate(x)[:tasks] for x in zip(*outcomes, strict=True))
         return Evaluation(accuracies, losses)
 

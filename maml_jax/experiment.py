@@ -8,8 +8,9 @@ import optax
 
 from maml_jax.data.sampler import TaskSpec, check_fit
 from maml_jax.data.store import ClassStore
-from maml_jax.errors import DataError
+from maml_jax.errors import ConfigError, DataError
 from maml_jax.meta import inner
+from maml_jax.meta.parallel import choose_devices
 from maml_jax.nn import model
 from maml_jax.nn.model import Model
 
@@ -77,11 +78,40 @@ def eval_tasks(config: ml_collections.ConfigDict, split: str) -> TaskSpec:
     return TaskSpec(config.seed, split, e.way, e.shot, e.query, normalize=config.data.normalize)
 
 
+def devices(config: ml_collections.ConfigDict) -> list[jax.Device]:
+    """The devices that share the tasks of a meta-step."""
+    return choose_devices(config.train.tasks, config.parallel.devices)
+
+
 def tasks_at_once(config: ml_collections.ConfigDict) -> int:
-    """How many tasks of a meta-step to compute side by side: as set, else one on a CPU and all elsewhere."""
+    """How many tasks of a meta-step a device computes side by side: as set, else one on a CPU and all elsewhere."""
     if config.train.tasks_at_once:
         return config.train.tasks_at_once
-    return 1 if jax.default_backend() == "cpu" else config.train.tasks
+    return 1 if jax.default_backend() == "cpu" else config.train.tasks // len(devices(config))
+
+
+def check_devices(config: ml_collections.ConfigDict) -> None:
+    """Refuses a distribution over devices that does not come out even.
+
+    Raises:
+      ConfigError: more devices than there are, or tasks that cannot be shared out evenly.
+    """
+    tasks, count, at_once = config.train.tasks, config.parallel.devices, config.train.tasks_at_once
+    if count > len(jax.devices()):
+        raise ConfigError(f"parallel.devices={count}, but there are only {len(jax.devices())}; 0 takes what there is")
+    if count and tasks % count:
+        raise ConfigError(f"parallel.devices={count} does not divide train.tasks={tasks}")
+    if jax.process_count() > 1 and len(devices(config)) < len(jax.devices()):
+        raise ConfigError(
+            f"the {jax.process_count()} processes have {len(jax.devices())} devices, all of which must take part, so "
+            f"train.tasks={tasks} must be a multiple of that, and parallel.devices=0"
+        )
+    share = tasks // len(devices(config))
+    if at_once and share % at_once:
+        raise ConfigError(
+            f"train.tasks_at_once={at_once} does not divide the {share} tasks of a device "
+            f"({tasks} on {len(devices(config))}); set another, or --config.parallel.devices=1"
+        )
 
 
 def check_data(config: ml_collections.ConfigDict, stores: Mapping[str, ClassStore], training: bool) -> None:

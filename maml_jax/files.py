@@ -1,5 +1,6 @@
 """The files of a work directory, written so that a crash leaves no half of one."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -54,3 +55,10 @@ class MetricsWriter:
     def __exit__(self, *exception) -> None:
         self._file.close()
         self._board.close()
+
+
+class NoMetrics(contextlib.nullcontext):
+    """Stands in for a `MetricsWriter` in all processes but the first."""
+
+    def write(self, step: int, split: str, **scalars: float) -> None:
+        """Writes nothing."""

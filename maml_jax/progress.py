@@ -2,10 +2,19 @@
 
 import sys
 
+_silent = False
+
+
+def silence() -> None:
+    """Says no more from this process; of several, one speaks."""
+    global _silent
+    _silent = True
+
 
 def say(message: str) -> None:
     """Prints a line to standard error, at once."""
-    print(message, file=sys.stderr, flush=True)
+    if not _silent:
+        print(message, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 from jax import lax
 
@@ -16,8 +17,9 @@ from maml_jax import experiment
 from maml_jax.checkpoint import Checkpoints
 from maml_jax.data.sampler import DeviceImages, TaskSpec, sample_tasks
 from maml_jax.evaluate import Evaluator
-from maml_jax.files import MetricsWriter
+from maml_jax.files import MetricsWriter, NoMetrics
 from maml_jax.meta.inner import InnerLoop
+from maml_jax.meta.parallel import AXIS, agreed, my_share, replicate, spread
 from maml_jax.meta.step import MetaState, init_state, meta_step
 from maml_jax.nn.model import Model
 from maml_jax.progress import duration, say
@@ -27,11 +29,6 @@ class Interrupted(Exception):
     """Training was asked to stop, and has written a checkpoint."""
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("model", "inner", "optimizer", "spec", "tasks", "steps", "tasks_at_once", "report_every"),
-    donate_argnames="state",
-)
 def _run_steps(
     state: MetaState,
     images: DeviceImages,
@@ -46,7 +43,7 @@ def _run_steps(
     tasks_at_once: int,
     report_every: int,
 ) -> tuple[MetaState, dict[str, jax.Array]]:
-    """Takes `count` meta-steps, at most `report_every`, on tasks drawn inside.
+    """Takes `count` meta-steps, at most `report_every`, on tasks drawn inside, as one of the devices.
 
     Returns:
       The state, and the query loss and accuracy of each step, `[report_every]`, of which the first `count` count.
@@ -54,13 +51,14 @@ def _run_steps(
 
     def one(i, carry):
         state, log = carry
-        episodes = sample_tasks(spec, images, state.step * tasks + jnp.arange(tasks, dtype=jnp.int32))
-        state, results = meta_step(model, inner, optimizer, state, episodes, steps, tasks_at_once)
+        episodes = sample_tasks(spec, images, state.step * tasks + my_share(tasks))
+        state, results = meta_step(model, inner, optimizer, state, episodes, steps, tasks_at_once, AXIS)
         measured = {"loss": results.loss.mean(), "accuracy": results.accuracy.mean()}
         return state, jax.tree.map(lambda row, value: row.at[i].set(value), log, measured)
 
     log = {"loss": jnp.zeros(report_every), "accuracy": jnp.zeros(report_every)}
-    return lax.fori_loop(0, count, one, (state, log))
+    state, log = lax.fori_loop(0, count, one, (state, log))
+    return state, lax.pmean(log, AXIS)
 
 
 def fresh_state(config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]) -> MetaState:
@@ -89,13 +87,14 @@ def train(config: ml_collections.ConfigDict, images: Mapping[str, DeviceImages],
         if resumed is not None:
             state = checkpoints.restore("latest", state)
             say(f"continuing at meta-step {resumed} of {config.train.steps}")
-        with MetricsWriter(workdir, resumed or 0) as metrics:
+        with MetricsWriter(workdir, resumed or 0) if jax.process_index() == 0 else NoMetrics() as metrics:
             _loop(config, images, state, checkpoints, metrics, stop)
 
 
 def _loop(config, images, state, checkpoints, metrics, stop):
     c = config.train
-    advance = functools.partial(
+    devices = experiment.devices(config)
+    run_steps = functools.partial(
         _run_steps,
         model=experiment.build_model(config, config.task.way, images["train"].pixels.shape[1:]),
         inner=experiment.build_inner(config),
@@ -106,6 +105,8 @@ def _loop(config, images, state, checkpoints, metrics, stop):
         tasks_at_once=experiment.tasks_at_once(config),
         report_every=c.report_every,
     )
+    advance = spread(run_steps, devices, config.parallel.backend, donate=(0,))
+    state, images = replicate((state, dict(images)), devices)
     validator = Evaluator(config, images["val"], "val") if c.validate_every else None
     step = int(state.step)
     report = _Report(config, metrics, step)
@@ -113,7 +114,7 @@ def _loop(config, images, state, checkpoints, metrics, stop):
         say("compiling the meta-step; this takes a moment the first time")
     while step < c.steps:
         until = min(c.steps, *(_next(step, every) for every in (c.report_every, c.checkpoint_every, c.validate_every)))
-        state, log = advance(state, images["train"], jnp.int32(until - step))
+        state, log = advance(state, images["train"], np.int32(until - step))
         report.show_last()  # while the device computes the next ones
         report.add(step, until, log)
         step = until
@@ -121,10 +122,11 @@ def _loop(config, images, state, checkpoints, metrics, stop):
         if validator and (step % c.validate_every == 0 or at_end):
             report.show_last()
             _validate(validator, c.validation_tasks, state, checkpoints, metrics)
-        if step % c.checkpoint_every == 0 or at_end or stop.requested:
+        stopping = agreed(stop.requested)
+        if step % c.checkpoint_every == 0 or at_end or stopping:
             report.show_last()
             checkpoints.save("latest", step, state)
-        if stop.requested:
+        if stopping:
             raise Interrupted(f"stopped after meta-step {step} of {c.steps}; run the same command to go on")
 
 

@@ -9,6 +9,8 @@ from maml_jax.nn.convnet import ConvNet
 from maml_jax.nn.head import LinearHead
 from maml_jax.nn.model import Classifier, Model
 
+jax.config.update("jax_num_cpu_devices", 4)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):

@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from maml_jax.episode import Episode
 from maml_jax.meta.inner import InnerLoop
@@ -43,8 +44,9 @@ def meta_step(
     episodes: Episode,
     steps: int,
     tasks_at_once: int,
+    axis: str | None = None,
 ) -> tuple[MetaState, TaskResult]:
-    """One outer update: θ ← θ − β ∇_θ Σ L_query, with the outer optimiser's rule.
+    """One outer update: θ ← θ − β ∇_θ L_query averaged over tasks, with the outer optimiser's rule.
 
     Every task starts from the same `global` statistics, and what the tasks made of them is averaged.
 
@@ -56,10 +58,13 @@ def meta_step(
       episodes: a batch of tasks.
       steps: inner steps.
       tasks_at_once: see `meta_gradient`.
+      axis: the mapped axis of the devices that share the step's tasks, if there are several.
     """
     gradient, results = meta_gradient(model, inner, state.params, state.stats, episodes, steps, tasks_at_once)
-    update, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
     stats = jax.tree.map(lambda x: x.mean(0), model.lasting_stats(results.stats))
+    if axis is not None:
+        gradient, stats = lax.pmean((gradient, stats), axis)
+    update, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
     state = MetaState(
         step=state.step + 1,
         params=optax.apply_updates(state.params, update),

@@ -1,0 +1,70 @@
+"""One function on every device, each with its share of the tasks."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from maml_jax.tree import PyTree
+
+AXIS = "tasks"  # over devices, for collectives
+BACKENDS = ("shard_map", "pmap")
+
+
+def spread(
+    function: Callable[..., PyTree], devices: Sequence[jax.Device], backend: str, donate: tuple[int, ...] = ()
+) -> Callable[..., PyTree]:
+    """Compiles `function` to run on all of `devices` at once, every one with the same arguments.
+
+    Inside, `my_share` tells the tasks of a device, and collectives over `AXIS` bring together what the devices made of
+    theirs: results must be the same on all.
+
+    Args:
+      function: of arrays, to arrays.
+      devices: of all processes.
+      backend: 'shard_map' or 'pmap', with the same result.
+      donate: positions of arguments whose memory may be reused.
+    """
+    if backend == "pmap":
+        return jax.pmap(function, AXIS, in_axes=None, out_axes=None, devices=devices, donate_argnums=donate)
+    mapped = jax.shard_map(function, mesh=_mesh(devices), in_specs=P(), out_specs=P(), check_vma=False)
+    return jax.jit(mapped, donate_argnums=donate)
+
+
+def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
+    """Copies arrays, the same in every process, to every device, once and for all calls."""
+    sharding = NamedSharding(_mesh(devices), P())
+
+    def copy(x):
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(copy, tree)
+
+
+def my_share(tasks: int) -> jax.Array:
+    """Which of `tasks` tasks, a multiple of the number of devices, are this device's; int32 `[tasks / devices]`."""
+    share = tasks // lax.axis_size(AXIS)
+    return lax.axis_index(AXIS) * share + jnp.arange(share, dtype=jnp.int32)
+
+
+def agreed(flag: bool) -> bool:
+    """Whether `flag` is set in any process."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
+def choose_devices(tasks: int, count: int) -> list[jax.Device]:
+    """The first `count` devices, or where that is 0 the most that share `tasks` tasks evenly."""
+    devices = jax.devices()
+    return devices[: count or max(n for n in range(1, len(devices) + 1) if tasks % n == 0)]
+
+
+def _mesh(devices):
+    return Mesh(np.asarray(devices), (AXIS,))
