@@ -43,7 +43,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.inner.weight_decay = 0.0  # added to the gradient of every adapted tensor, >= 0
     c.inner.fixed = ""  # regular expression: parameters whose name contains it are meta-learned but do not adapt
     c.inner.first_order = False  # FOMAML: inner gradients are constants to the outer loop
-    c.inner.checkpoint = True  # recompute activations step by step: memory flat in the number of steps
+    c.inner.checkpoint = "step"  # recompute activations: memory flat in steps; nested: parameters too; none: nothing
+    c.inner.forward_over_reverse = False  # another way to the same meta-gradient, leaner for deep encoders
 
     c.outer = ml_collections.ConfigDict()  # the meta-update
     c.outer.optimizer = "adam"  # adam, sgd or rmsprop

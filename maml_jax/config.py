@@ -57,6 +57,7 @@ _RULES: dict[str, Rule] = {
     "inner.momentum": _FRACTION,
     "inner.weight_decay": _at_least(0),
     "inner.fixed": (_is_pattern, "must be a regular expression"),
+    "inner.checkpoint": _one_of("none", "step", "nested"),
     "outer.optimizer": _one_of("adam", "sgd", "rmsprop"),
     "outer.rate": _POSITIVE,
     "outer.momentum": _FRACTION,

@@ -25,7 +25,7 @@ def build_inner(config: ml_collections.ConfigDict) -> inner.InnerLoop:
     """The inner loop of `config.inner`."""
     c = config.inner
     rule = inner.sgd(c.encoder_rate, c.head_rate, c.momentum, c.weight_decay)
-    return inner.InnerLoop(rule, inner.all_but(c.fixed), c.first_order, c.checkpoint)
+    return inner.InnerLoop(rule, inner.all_but(c.fixed), c.first_order, c.checkpoint, c.forward_over_reverse)
 
 
 def build_outer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:

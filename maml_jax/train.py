@@ -29,7 +29,7 @@ class Interrupted(Exception):
     """Training was asked to stop, and has written a checkpoint."""
 
 
-def _run_steps(
+def run_steps(
     state: MetaState,
     images: DeviceImages,
     count: jax.Array,
@@ -94,8 +94,8 @@ def train(config: ml_collections.ConfigDict, images: Mapping[str, DeviceImages],
 def _loop(config, images, state, checkpoints, metrics, stop):
     c = config.train
     devices = experiment.devices(config)
-    run_steps = functools.partial(
-        _run_steps,
+    run = functools.partial(
+        run_steps,
         model=experiment.build_model(config, config.task.way, images["train"].pixels.shape[1:]),
         inner=experiment.build_inner(config),
         optimizer=experiment.build_outer(config),
@@ -105,7 +105,7 @@ def _loop(config, images, state, checkpoints, metrics, stop):
         tasks_at_once=experiment.tasks_at_once(config),
         report_every=c.report_every,
     )
-    advance = spread(run_steps, devices, config.parallel.backend, donate=(0,))
+    advance = spread(run, devices, config.parallel.backend, donate=(0,))
     state, images = replicate((state, dict(images)), devices)
     validator = Evaluator(config, images["val"], "val") if c.validate_every else None
     step = int(state.step)

@@ -81,7 +81,7 @@ def _add_bench(commands) -> None:
 
     command = commands.add_parser("bench", help="time and memory of a meta-step, against the PyTorch reference")
     command.add_argument("--rows", default=",".join(ROWS), help=f"comma-separated, of {', '.join(ROWS)}")
-    command.add_argument("--repeats", type=int, default=7, help="steps timed on each side (default: 7)")
+    command.add_argument("--repeats", type=int, default=7, help="turns timed on each side (default: 7)")
     command.add_argument("--json", action="store_true", help="print a list of objects")
 
     def run(chosen):
@@ -96,19 +96,20 @@ def _add_bench(commands) -> None:
 
 
 def _bench(names: list[str], repeats: int, as_json: bool) -> int:
-    from parity.bench import bench, machine
+    from parity.bench import ROWS, bench, machine
 
     if not as_json:
-        print(f"{machine()}\nmedians of {repeats} steps; memory above that after the imports")
-        print(f"{'row':26}{'ours':>10}{'PyTorch':>10}{'speedup':>9}{'ours MiB':>10}{'PyTorch MiB':>13}", flush=True)
+        print(f"{machine()}\nper meta-step, medians of {repeats} turns; memory above that after the imports")
+        print(f"{'row':30}{'ours':>10}{'other':>10}{'speedup':>9}{'ours MiB':>10}{'other MiB':>11}  other", flush=True)
     results = []
     for name in names:
         results += bench([name], repeats)
         if not as_json:
             r = results[-1]
             print(
-                f"{name:26}{r['ours_seconds']:>9.3f}s{r['reference_seconds']:>9.3f}s{r['speedup']:>8.2f}x"
-                f"{r['ours_peak_mib']:>10.0f}{r['reference_peak_mib']:>13.0f}",
+                f"{name:30}{r['ours_seconds']:>9.3f}s{r['reference_seconds']:>9.3f}s{r['speedup']:>8.2f}x"
+                f"{r['ours_peak_mib']:>10.0f}{r['reference_peak_mib']:>11.0f}"
+                f"  {ROWS[name].against}",
                 flush=True,
             )
     if as_json:

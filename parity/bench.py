@@ -1,8 +1,8 @@
 """Speed and memory of our meta-step against the plain PyTorch one of `parity.reference`, side by side.
 
 Each side lives in a process of its own, so that memory can be told apart (it is read from Linux's /proc), and the two
-take their steps in turn, so that a noisy machine is noisy to both. `python -m parity bench` prints medians; every speed
-in the README comes from it.
+take their turns one after the other, so that a noisy machine is noisy to both. `python -m parity bench` prints medians;
+every speed in the README comes from it.
 """
 
 import ctypes
@@ -24,11 +24,11 @@ from parity.reference import CLIP
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the benchmark: a second-order meta-step with Adam, on random images, five ways.
+    """One line of the benchmark: meta-steps with Adam, on random images, five ways.
 
     Attributes:
       encoder: the reference's name of it.
-      width: its channels.
+      width: its channels; 0 for its own.
       side: of the images, in pixels.
       channels: of the images.
       shot: support images per class.
@@ -36,7 +36,10 @@ class Row:
       tasks: per meta-step.
       steps: of the inner loop.
       first_order: FOMAML.
-      frozen: what does not adapt.
+      frozen: BatchNorm does not adapt.
+      turn: meta-steps per turn, ours in one compiled call as in training.
+      ours: what stands on our side, a key of `SIDES`.
+      against: what stands on the other.
     """
 
     encoder: str = "convnet4"
@@ -49,6 +52,9 @@ class Row:
     steps: int = 5
     first_order: bool = False
     frozen: bool = True
+    turn: int = 3
+    ours: str = "ours"
+    against: str = "reference"
 
     @property
     def way(self) -> int:
@@ -61,6 +67,15 @@ ROWS = {
     "convnet4_84_5shot": Row(shot=5),
     "convnet4_84_first_order": Row(first_order=True),
     "omniglot": Row("wide-convnet4", 64, 28, 1, query=5, tasks=16, steps=1, frozen=False),
+    "resnet12_84": Row("resnet12", 0, tasks=2, turn=1),
+    **{f"memory_steps_{n}": Row(tasks=1, steps=n, turn=1) for n in (1, 5, 10, 20, 100)},
+    "memory_steps_100_nested": Row(tasks=1, steps=100, turn=1, ours="nested", against="ours"),
+    "plain_conv": Row(tasks=1, steps=1, turn=1, against="plain_conv"),
+    "training_loop": Row(turn=10, ours="training_loop", against="ours"),
+    "forward_over_reverse": Row(tasks=1, turn=1, ours="forward_over_reverse", against="ours"),
+    "resnet12_forward_over_reverse": Row(
+        "resnet12", 0, tasks=1, turn=1, steps=2, query=1, ours="forward_over_reverse", against="ours"
+    ),
 }
 
 
@@ -69,12 +84,13 @@ def bench(names: Sequence[str], repeats: int) -> list[dict[str, float | str]]:
 
     Args:
       names: keys of `ROWS`.
-      repeats: steps timed on each side, after one that is not.
+      repeats: turns timed on each side, after one that is not.
 
     Returns:
-      For each row its `name`, `ours_seconds` and `reference_seconds` (medians), `speedup` (of the medians), and
-      `ours_peak_mib` and `reference_peak_mib`: the most memory resident during those steps, above what it was after
-      the imports.
+      For each row its `name`, `ours_seconds` and `reference_seconds` per meta-step (medians over turns), `speedup` (of
+      the medians), and `ours_peak_mib` and `reference_peak_mib`: the most memory resident during those turns, above
+      what it was after the imports. `reference` is what the row's `against` says. `ours_temporary_mib` is XLA's own
+      figure for the temporary memory of our program, over all its devices.
     """
     return [_measure(name, repeats) for name in names]
 
@@ -96,15 +112,16 @@ def machine() -> str:
 
 
 def _measure(name: str, repeats: int) -> dict[str, float | str]:
-    sides = {side: _Worker(side, name) for side in ("ours", "reference")}
+    row = ROWS[name]
+    sides = {"ours": _Worker(row.ours, name), "reference": _Worker(row.against, name)}
     try:
         for worker in sides.values():
-            worker.step()
+            worker.turn()
         times = {side: [] for side in sides}
         for _ in range(repeats):
             for side, worker in sides.items():
-                times[side].append(worker.step())
-        peaks = {side: worker.finish() for side, worker in sides.items()}
+                times[side].append(worker.turn() / row.turn)
+        memory = {side: worker.finish() for side, worker in sides.items()}
     finally:
         for worker in sides.values():
             worker.kill()
@@ -114,19 +131,20 @@ def _measure(name: str, repeats: int) -> dict[str, float | str]:
         "ours_seconds": medians["ours"],
         "reference_seconds": medians["reference"],
         "speedup": medians["reference"] / medians["ours"],
-        "ours_peak_mib": peaks["ours"],
-        "reference_peak_mib": peaks["reference"],
+        "ours_peak_mib": memory["ours"]["peak_mib"],
+        "reference_peak_mib": memory["reference"]["peak_mib"],
+        "ours_temporary_mib": memory["ours"]["temporary_mib"],
     }
 
 
 class _Worker:
-    """One side in a process of its own, which takes a step for every line it is sent."""
+    """One side in a process of its own, which takes a turn for every line it is sent."""
 
     def __init__(self, side: str, name: str):
         command = [sys.executable, "-m", "parity.bench", side, name]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def _ask(self, word: str) -> float:
+    def _ask(self, word: str):
         self._process.stdin.write(word + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
@@ -134,10 +152,10 @@ class _Worker:
             raise RuntimeError(f"the benchmark's process {self._process.args} ended early; its error stands above")
         return json.loads(answer)
 
-    def step(self) -> float:
-        return self._ask("step")
+    def turn(self) -> float:
+        return self._ask("turn")
 
-    def finish(self) -> float:
+    def finish(self) -> dict[str, float]:
         return self._ask("finish")
 
     def kill(self) -> None:
@@ -145,17 +163,32 @@ class _Worker:
         self._process.communicate()
 
 
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One side of a row, ready to run.
+
+    Attributes:
+      turn: takes the meta-steps of a turn.
+      baseline: MiB resident after the imports.
+      temporary_mib: XLA's figure for temporary memory, or NaN.
+    """
+
+    turn: Callable[[], None]
+    baseline: float
+    temporary_mib: float = float("nan")
+
+
 def serve(side: str, name: str) -> None:
-    """The worker: reads 'step' or 'finish' from standard input, answers with seconds or with MiB."""
-    make: Callable[[Row], tuple[Callable[[], None], float]] = {"ours": _ours, "reference": _reference}[side]
-    step, baseline = make(ROWS[name])
+    """The worker: reads 'turn' or 'finish' from standard input, answers with seconds or with MiB."""
+    chosen = SIDES[side](ROWS[name])
     first = True
     for line in sys.stdin:
         if line.strip() == "finish":
-            print(json.dumps(_memory("VmHWM") - baseline), flush=True)
+            answer = {"peak_mib": _memory("VmHWM") - chosen.baseline, "temporary_mib": chosen.temporary_mib}
+            print(json.dumps(answer), flush=True)
             continue
         began = time.perf_counter()
-        step()
+        chosen.turn()
         print(json.dumps(time.perf_counter() - began), flush=True)
         if first:  # what compilation and warm-up needed does not count: give it back, and let the peak start anew
             ctypes.CDLL(None).malloc_trim(0)
@@ -180,37 +213,78 @@ def _images(row: Row, channels_first: bool) -> tuple[np.ndarray, ...]:
     return tuple(arrays)
 
 
-def _ours(row: Row) -> tuple[Callable[[], None], float]:
+def _jax(row: Row, loop: bool = False, plain_conv: bool = False, **how) -> Side:
+    """Our meta-steps, on fixed episodes or, as a `loop`, on tasks drawn and reported on as in training."""
     import jax
     import jax.numpy as jnp
     import optax
+    from jax import lax
 
+    from maml_jax.data.sampler import DeviceImages, TaskSpec
     from maml_jax.episode import Episode
     from maml_jax.meta.inner import InnerLoop, all_but, sgd
+    from maml_jax.meta.parallel import AXIS, choose_devices, my_share, replicate, spread
     from maml_jax.meta.step import init_state, meta_step
+    from maml_jax.nn import layers
     from maml_jax.nn import model as models
+    from maml_jax.train import run_steps
 
-    jax.devices()
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    if plain_conv:
+        layers.conv_same = lambda x, kernel, stride: lax.conv_general_dilated(
+            x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    devices = choose_devices(row.tasks, 0)
     baseline = _memory("VmRSS")
-    model = models.build("convnet4", row.width, "batch", "meta", row.way, (row.side, row.side, row.channels))
-    inner = InnerLoop(sgd(0.01, 0.01, 0.0, 0.0), all_but("norm" if row.frozen else ""), row.first_order)
+    encoder = row.encoder.replace("-", "_")
+    model = models.build(encoder, row.width, "batch", "meta", row.way, (row.side, row.side, row.channels))
+    inner = InnerLoop(sgd(0.01, 0.01, 0.0, 0.0), all_but("norm" if row.frozen else ""), row.first_order, **how)
     optimizer = optax.chain(optax.clip(CLIP), optax.adam(1e-3))
-    at_once = 1 if jax.default_backend() == "cpu" else row.tasks
-    update = jax.jit(
-        lambda state, episodes: meta_step(model, inner, optimizer, state, episodes, row.steps, at_once)[0],
-        donate_argnums=0,
-    )
-    state = init_state(model, optimizer, jax.random.key(0))
-    episodes = Episode(*(jnp.asarray(a) for a in _images(row, channels_first=False)))
+    at_once = 1 if jax.default_backend() == "cpu" else row.tasks // len(devices)
+    state = replicate(init_state(model, optimizer, jax.random.key(0)), devices)
 
-    def step():
+    if loop:
+        spec = TaskSpec(0, "train", row.way, row.shot, row.query)
+        pixels = np.random.default_rng(0).integers(0, 256, (64 * 30, row.side, row.side, row.channels), np.uint8)
+        data = DeviceImages(pixels, np.arange(65, dtype=np.int32) * 30)
+
+        def run(state, images):
+            return run_steps(
+                state,
+                images,
+                row.turn,
+                model=model,
+                inner=inner,
+                optimizer=optimizer,
+                spec=spec,
+                tasks=row.tasks,
+                steps=row.steps,
+                tasks_at_once=at_once,
+                report_every=row.turn,
+            )
+    else:
+        data = Episode(*(jnp.asarray(a) for a in _images(row, channels_first=False)))
+
+        def run(state, episodes):
+            share = jax.tree.map(lambda x: x[my_share(row.tasks)], episodes)
+
+            def one(_, state):
+                return meta_step(model, inner, optimizer, state, share, row.steps, at_once, AXIS)[0]
+
+            return lax.fori_loop(0, row.turn, one, state), None
+
+    data = replicate(data, devices)
+    compiled = spread(run, devices, "shard_map", donate=(0,)).lower(state, data).compile()
+
+    def turn():
         nonlocal state
-        state = jax.block_until_ready(update(state, episodes))
+        state, _ = jax.block_until_ready(compiled(state, data))
 
-    return step, baseline
+    return Side(turn, baseline, compiled.memory_analysis().temp_size_in_bytes * len(devices) / 2**20)
 
 
-def _reference(row: Row) -> tuple[Callable[[], None], float]:
+def _torch(row: Row) -> Side:
+    """The PyTorch reference's meta-steps."""
     import torch
 
     from parity import reference
@@ -224,12 +298,23 @@ def _reference(row: Row) -> tuple[Callable[[], None], float]:
     optimiser = reference.OPTIMISERS["adam"](params.values(), lr=1e-3)
     episodes = reference.Episodes(*(torch.as_tensor(a, device=device) for a in _images(row, channels_first=True)))
 
-    def step():
-        reference.outer_step(spec, inner, optimiser, params, {}, episodes)
+    def turn():
+        for _ in range(row.turn):
+            reference.outer_step(spec, inner, optimiser, params, {}, episodes)
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return step, baseline
+    return Side(turn, baseline)
+
+
+SIDES: dict[str, Callable[[Row], Side]] = {
+    "ours": _jax,
+    "reference": _torch,
+    "nested": lambda row: _jax(row, checkpoint="nested"),
+    "forward_over_reverse": lambda row: _jax(row, forward_over_reverse=True),
+    "plain_conv": lambda row: _jax(row, plain_conv=True),
+    "training_loop": lambda row: _jax(row, loop=True),
+}
 
 
 if __name__ == "__main__":

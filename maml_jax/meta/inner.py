@@ -1,8 +1,10 @@
 """The inner loop: adapting parameters to one task's support set."""
 
+import functools
+import math
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +25,19 @@ class InnerLoop(NamedTuple):
       is_adapted: whether the parameter of this name adapts; the others stay as they are, but are meta-learned all the
         same.
       first_order: treat the inner gradients as constants (FOMAML; Finn et al. 2017, section 5.2).
-      checkpoint: recompute each step's activations in the backward pass, so that memory does not grow with the number
-        of steps but for one copy of the adapted parameters each; the result is the same.
+      checkpoint: what the backward pass recomputes; the result is the same. 'step': each step's activations, so that
+        memory does not grow with the number of steps N but for one copy of the adapted parameters each. 'nested': also
+        the parameters, from one copy every √N steps, for about 2√N copies and one more forward pass. 'none': nothing.
+      forward_over_reverse: take the Hessian-vector products of the meta-gradient by forward-mode differentiation of the
+        inner gradient (Kemaev et al. 2025, arXiv:2505.00793); the result is the same. The other way, reverse over
+        reverse, keeps more intermediate results, which weighs in deep encoders.
     """
 
     optimizer: optax.GradientTransformation
     is_adapted: Callable[[str], bool]
     first_order: bool = False
-    checkpoint: bool = True
+    checkpoint: Literal["none", "step", "nested"] = "step"
+    forward_over_reverse: bool = False
 
 
 def adapt(
@@ -66,23 +73,66 @@ def adapt(
         model.episode_params(params), lambda name: name != "head/temperature" and inner.is_adapted(name)
     )
 
-    def support_loss(adapted, stats):
+    def support_loss(adapted, fixed, stats):
         logits, stats = model.apply(tree.merge(adapted, fixed), stats, support_x, Pass.SUPPORT, train)
         return cross_entropy(logits, support_y), stats
 
+    differentiate = _by_forward_over_reverse if inner.forward_over_reverse else jax.value_and_grad
+    loss_and_gradient = differentiate(support_loss, has_aux=True)
+
     def step(carry, _):
         adapted, stats, optimizer_state = carry
-        (loss, stats), gradient = jax.value_and_grad(support_loss, has_aux=True)(adapted, stats)
+        (loss, stats), gradient = loss_and_gradient(adapted, fixed, stats)
         if inner.first_order:
             gradient = lax.stop_gradient(gradient)
         update, optimizer_state = inner.optimizer.update(gradient, optimizer_state, adapted)
         return (optax.apply_updates(adapted, update), stats, optimizer_state), loss
 
-    if inner.checkpoint:
-        step = jax.checkpoint(step, prevent_cse=False)  # a scan keeps its iterations apart by itself
     start = (adapted, model.episode_stats(stats), inner.optimizer.init(adapted))
-    (adapted, stats, _), losses = lax.scan(step, start, length=steps)
+    (adapted, stats, _), losses = _scan(step, start, steps, inner.checkpoint)
     return tree.merge(adapted, fixed), stats, losses
+
+
+def _scan(step: Callable, carry: PyTree, length: int, checkpoint: str) -> tuple[PyTree, jax.Array]:
+    """`lax.scan` without inputs, checkpointed as `InnerLoop.checkpoint` says."""
+    if checkpoint == "none":
+        return lax.scan(step, carry, length=length)
+    remat = functools.partial(jax.checkpoint, prevent_cse=False)  # a scan keeps its iterations apart by itself
+    step = remat(step)
+    if checkpoint == "step":
+        return lax.scan(step, carry, length=length)
+    size = max(math.isqrt(length), 1)
+    carry, outputs = lax.scan(remat(lambda carry, _: lax.scan(step, carry, length=size)), carry, length=length // size)
+    carry, rest = lax.scan(step, carry, length=length % size)
+    return carry, jnp.concatenate([outputs.reshape(-1), rest])
+
+
+def _by_forward_over_reverse(loss: Callable, has_aux: bool) -> Callable[..., tuple[Any, PyTree]]:
+    """`jax.value_and_grad(loss)` whose own derivative is taken forward over reverse.
+
+    With g(θ, φ) = ∂L/∂θ, the cotangents of θ and φ for a cotangent v of g are (∂²L/∂θ²) v and (∂²L/∂φ∂θ) v, which is
+    the derivative of (∂L/∂θ, ∂L/∂φ) in the direction (v, 0). The loss and what comes beside it are not differentiated.
+
+    Args:
+      loss: (θ, φ, constants) -> scalar, and more.
+      has_aux: as in `jax.value_and_grad`.
+    """
+
+    @jax.custom_vjp
+    def value_and_gradient(theta, phi, constants):
+        return jax.value_and_grad(loss, has_aux=has_aux)(theta, phi, constants)
+
+    def forward(theta, phi, constants):
+        return value_and_gradient(theta, phi, constants), (theta, phi, constants)
+
+    def backward(at, cotangents):
+        theta, phi, constants = at
+        both = jax.grad(loss, argnums=(0, 1), has_aux=has_aux)
+        _, products = jax.jvp(lambda theta: both(theta, phi, constants)[0], (theta,), (cotangents[1],))
+        return *products, jax.tree.map(jnp.zeros_like, constants)
+
+    value_and_gradient.defvjp(forward, backward)
+    return value_and_gradient
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -50,10 +50,38 @@ def test_against_finite_differences(small, episodes, norm):
 def test_checkpointing_and_grouping_of_tasks_change_nothing(small, episodes, first_order):
     model, tasks = small("block1=episodic, batch"), episodes(tasks=4)
     params, stats = model.init(jax.random.key(1))
-    expected = gradient(model, inner_loop(first_order=first_order, checkpoint=False), params, stats, tasks, 1)
+    expected = gradient(model, inner_loop(first_order=first_order, checkpoint="none"), params, stats, tasks, 1)
     for at_once in (1, 2, 4):
         inner = inner_loop(first_order=first_order)
         assert_same(gradient(model, inner, params, stats, tasks, at_once), expected)
+
+
+@pytest.mark.parametrize("norm", ["batch", "block1=episodic, global"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"checkpoint": "nested"},
+        {"forward_over_reverse": True},
+        {"checkpoint": "nested", "forward_over_reverse": True},
+        {"forward_over_reverse": True, "first_order": True},
+    ],
+)
+def test_every_way_to_the_meta_gradient_gives_the_same(small, episodes, norm, how):
+    """Five steps are two chunks of two and one left over."""
+    model, tasks = small(norm), episodes()
+    params, stats = model.init(jax.random.key(1))
+    plain = inner_loop(checkpoint="none", first_order=how.get("first_order", False))
+    expected = gradient(model, plain, params, stats, tasks, steps=5)
+    assert_same(gradient(model, inner_loop(**how), params, stats, tasks, steps=5), expected)
+
+
+@pytest.mark.parametrize("checkpoint", ["none", "step", "nested"])
+def test_no_inner_steps(small, episodes, checkpoint):
+    model, tasks = small(), episodes()
+    params, stats = model.init(jax.random.key(1))
+    grads, results = gradient(model, inner_loop(checkpoint=checkpoint), params, stats, tasks, steps=0)
+    assert results.support_losses.shape == (2, 0)
+    assert jnp.any(grads["encoder"]["block1"]["conv"]["kernel"])
 
 
 def test_without_jit(small, episodes):
