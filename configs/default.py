@@ -34,6 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.head = "meta"  # meta: the head's initialisation is learned; zero: it starts at zero, any number of ways
     c.model.temperature = 1.0  # factor on the logits, > 0
     c.model.learn_temperature = False  # make it a meta-parameter; the inner loop never adapts it
+    c.model.precision = "tf32"  # tf32 (on NVIDIA GPUs; float32 elsewhere), float32, or bfloat16 activations
 
     c.inner = ml_collections.ConfigDict()  # adaptation to one task
     c.inner.steps = 5  # gradient steps on the support set, >= 0

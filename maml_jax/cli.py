@@ -147,6 +147,8 @@ def _run(verb: str, config: ml_collections.ConfigDict, workdir: Path) -> int:
     if stored.exists() and verb == "train":
         config_lib.check_same_run(config, config_lib.load(stored, config.copy_and_resolve_references()), workdir)
     _start_jax(config.parallel)
+    if config.model.precision == "float32":
+        jax.config.update("jax_default_matmul_precision", "float32")
     experiment.check_devices(config)
     stores = data.open_stores(config.data)
     experiment.check_data(config, stores, training=verb == "train")

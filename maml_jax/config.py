@@ -51,6 +51,7 @@ _RULES: dict[str, Rule] = {
     "model.width": _at_least(0),
     "model.temperature": _POSITIVE,
     "model.head": _one_of(*HEADS),
+    "model.precision": _one_of("float32", "tf32", "bfloat16"),
     "inner.steps": _at_least(0),
     "inner.encoder_rate": _at_least(0),
     "inner.head_rate": _at_least(0),

@@ -18,7 +18,8 @@ from maml_jax.nn.model import Model
 def build_model(config: ml_collections.ConfigDict, way: int, image_shape: tuple[int, int, int]) -> Model:
     """The classifier of `config.model` for a number of classes and an image shape."""
     m = config.model
-    return model.build(m.encoder, m.width, m.norm, m.head, way, image_shape, m.temperature, m.learn_temperature)
+    half = m.precision == "bfloat16"
+    return model.build(m.encoder, m.width, m.norm, m.head, way, image_shape, m.temperature, m.learn_temperature, half)
 
 
 def build_inner(config: ml_collections.ConfigDict) -> inner.InnerLoop:

@@ -14,6 +14,7 @@ def main(arguments: list[str] | None = None) -> int:
     _add_import(commands)
     _add_export(commands)
     _add_bench(commands)
+    _add_limits(commands)
     chosen = parser.parse_args(arguments)
     return chosen.run(chosen)
 
@@ -115,6 +116,28 @@ def _bench(names: list[str], repeats: int, as_json: bool) -> int:
     if as_json:
         print(json.dumps(results, indent=2))
     return 0
+
+
+def _add_limits(commands) -> None:
+    from parity.bench import ROWS
+
+    command = commands.add_parser(
+        "limits", help="what limits a meta-step: arithmetic and memory traffic, and their floors"
+    )
+    command.add_argument("row", choices=ROWS, nargs="?", default="convnet4_84_1shot")
+    command.add_argument("--repeats", type=int, default=7, help="timed runs of each measurement (default: 7)")
+
+    def run(chosen):
+        from parity.bench import machine
+        from parity.limits import limits
+
+        found = limits(ROWS[chosen.row], chosen.repeats)
+        print(machine())
+        for name, value in found.items():
+            print(f"{name:24}{value:10.3f}")
+        return 0
+
+    command.set_defaults(run=run)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -169,13 +170,17 @@ class Side:
 
     Attributes:
       turn: takes the meta-steps of a turn.
-      baseline: MiB resident after the imports.
+      peak_mib: the most memory in use so far, above what the imports took.
       temporary_mib: XLA's figure for temporary memory, or NaN.
+      jaxpr: of a turn, as one device computes it, if it is ours.
+      devices: how many take part.
     """
 
     turn: Callable[[], None]
-    baseline: float
+    peak_mib: Callable[[], float]
     temporary_mib: float = float("nan")
+    jaxpr: Any = None
+    devices: int = 1
 
 
 def serve(side: str, name: str) -> None:
@@ -184,8 +189,7 @@ def serve(side: str, name: str) -> None:
     first = True
     for line in sys.stdin:
         if line.strip() == "finish":
-            answer = {"peak_mib": _memory("VmHWM") - chosen.baseline, "temporary_mib": chosen.temporary_mib}
-            print(json.dumps(answer), flush=True)
+            print(json.dumps({"peak_mib": chosen.peak_mib(), "temporary_mib": chosen.temporary_mib}), flush=True)
             continue
         began = time.perf_counter()
         chosen.turn()
@@ -194,6 +198,12 @@ def serve(side: str, name: str) -> None:
             ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")
             first = False
+
+
+def _peak_above_now() -> Callable[[], float]:
+    """Tells, when called later, how many MiB more than now this process has had resident at most."""
+    now = _memory("VmRSS")
+    return lambda: _memory("VmHWM") - now
 
 
 def _memory(field: str) -> float:
@@ -235,7 +245,9 @@ def _jax(row: Row, loop: bool = False, plain_conv: bool = False, **how) -> Side:
             x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
     devices = choose_devices(row.tasks, 0)
-    baseline = _memory("VmRSS")
+    peak = _peak_above_now()
+    if devices[0].platform != "cpu":
+        peak = lambda: sum(d.memory_stats()["peak_bytes_in_use"] for d in devices) / 2**20  # noqa: E731
     encoder = row.encoder.replace("-", "_")
     model = models.build(encoder, row.width, "batch", "meta", row.way, (row.side, row.side, row.channels))
     inner = InnerLoop(sgd(0.01, 0.01, 0.0, 0.0), all_but("norm" if row.frozen else ""), row.first_order, **how)
@@ -274,13 +286,15 @@ def _jax(row: Row, loop: bool = False, plain_conv: bool = False, **how) -> Side:
             return lax.fori_loop(0, row.turn, one, state), None
 
     data = replicate(data, devices)
-    compiled = spread(run, devices, "shard_map", donate=(0,)).lower(state, data).compile()
+    traced = spread(run, devices, "shard_map", donate=(0,)).trace(state, data)
+    compiled = traced.lower().compile()
 
     def turn():
         nonlocal state
         state, _ = jax.block_until_ready(compiled(state, data))
 
-    return Side(turn, baseline, compiled.memory_analysis().temp_size_in_bytes * len(devices) / 2**20)
+    temporary = compiled.memory_analysis().temp_size_in_bytes * len(devices) / 2**20
+    return Side(turn, peak, temporary, traced.jaxpr, len(devices))
 
 
 def _torch(row: Row) -> Side:
@@ -290,7 +304,7 @@ def _torch(row: Row) -> Side:
     from parity import reference
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    baseline = _memory("VmRSS")
+    peak = _peak_above_now() if device == "cpu" else lambda: torch.cuda.max_memory_allocated() / 2**20
     spec = reference.ModelSpec(row.encoder, row.way, row.side, channels=row.channels)
     inner = reference.InnerSpec(row.steps, first_order=row.first_order, frozen=("bn",) if row.frozen else ())
     params = reference.init_params(spec, torch.Generator().manual_seed(0))
@@ -304,7 +318,7 @@ def _torch(row: Row) -> Side:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return Side(turn, baseline)
+    return Side(turn, peak)
 
 
 SIDES: dict[str, Callable[[Row], Side]] = {

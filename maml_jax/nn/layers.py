@@ -9,7 +9,7 @@ from jax import lax
 
 from maml_jax.nn.barrier import materialize
 from maml_jax.nn.conv import conv_same
-from maml_jax.nn.norm import Affine
+from maml_jax.nn.norm import Affine, at_least_float32
 
 
 class Conv(nn.Module):
@@ -37,8 +37,9 @@ class Conv(nn.Module):
           The convolution, and the bias that remains to be added, `[features]`, or None.
         """
         shape = (self.window, self.window, x.shape[-1], self.features)
-        y = conv_same(x, self.param("kernel", self.kernel_init, shape, x.dtype), self.stride)
-        return y, self.param("bias", nn.initializers.zeros, (self.features,), x.dtype) if self.use_bias else None
+        kernel = self.param("kernel", self.kernel_init, shape, at_least_float32(x))
+        bias = self.param("bias", nn.initializers.zeros, shape[-1:], kernel.dtype) if self.use_bias else None
+        return conv_same(x, kernel.astype(x.dtype), self.stride), bias
 
 
 def pool_normalized(x: jax.Array, normalize: Affine, activation: Callable) -> jax.Array:

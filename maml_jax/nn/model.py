@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from maml_jax import tree
 from maml_jax.nn.convnet import ConvNet
 from maml_jax.nn.head import LinearHead
-from maml_jax.nn.norm import Pass, mode_of
+from maml_jax.nn.norm import Pass, at_least_float32, mode_of
 from maml_jax.nn.resnet import ResNet12, ResNet18
 from maml_jax.tree import PyTree
 
@@ -48,7 +48,8 @@ class Classifier(nn.Module):
 
     def __call__(self, x: jax.Array, which: Pass, train: bool) -> jax.Array:
         """Maps images `[batch, height, width, channels]` to logits `[batch, way]`."""
-        return self.head(self.encoder(x, which, train))
+        features = self.encoder(x, which, train)
+        return self.head(features.astype(at_least_float32(features)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +62,14 @@ class Model:
       zero_head: every episode starts from a head of zeros, which then is no meta-parameter and fits any number of ways;
         otherwise the head's initialisation is meta-learned.
       image_shape: `(height, width, channels)` of one image.
+      half: the encoder's activations are bfloat16; parameters, statistics and the head stay as they are.
     """
 
     classifier: Classifier
     norm: str
     zero_head: bool
     image_shape: tuple[int, int, int]
+    half: bool = False
 
     def init(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         """Draws the meta-parameters, and the statistics that outlive an episode (those of `global` layers)."""
@@ -111,6 +114,7 @@ class Model:
           Logits `[batch, way]`, and the statistics after this pass.
         """
         variables = {"params": params, "batch_stats": stats}
+        x = x.astype(jnp.bfloat16) if self.half else x
         logits, state = self.classifier.apply(variables, x, which, train, mutable=["batch_stats"])
         return logits, state.get("batch_stats", {})
 
@@ -130,6 +134,7 @@ def build(
     image_shape: tuple[int, int, int],
     temperature: float = 1.0,
     learn_temperature: bool = False,
+    half: bool = False,
 ) -> Model:
     """A model by the names of its parts.
 
@@ -142,6 +147,7 @@ def build(
       image_shape: `(height, width, channels)`.
       temperature: factor on the logits, or its initial value.
       learn_temperature: make the factor a meta-parameter, which never adapts.
+      half: activations in bfloat16.
     """
     classifier = Classifier(ENCODERS[encoder](width, norm), LinearHead(way, temperature, learn_temperature))
-    return Model(classifier, norm, head == "zero", image_shape)
+    return Model(classifier, norm, head == "zero", image_shape, half)

@@ -60,6 +60,11 @@ def mode_of(norm: str, name: str) -> Mode:
     raise ConfigError(f"model.norm={norm!r} says nothing about {name}; end it with a mode for all other layers")
 
 
+def at_least_float32(x: jax.Array) -> jnp.dtype:
+    """The type for parameters and moments of activations `x`, which may be of half precision."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
 class Affine(NamedTuple):
     """The map x -> gain x + shift, channel by channel.
 
@@ -75,7 +80,7 @@ class Affine(NamedTuple):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[..., channels]`."""
-        return x * self.gain + self.shift
+        return x * self.gain.astype(x.dtype) + self.shift.astype(x.dtype)
 
 
 class BatchNorm(nn.Module):
@@ -108,15 +113,15 @@ class BatchNorm(nn.Module):
           train: meta-training.
         """
         mode = mode_of(self.norm, "/".join(self.path))
-        channels = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, channels, x.dtype)
-        bias = self.param("bias", nn.initializers.zeros, channels, x.dtype)
+        channels, dtype = x.shape[-1:], at_least_float32(x)
+        scale = self.param("scale", nn.initializers.ones, channels, dtype)
+        bias = self.param("bias", nn.initializers.zeros, channels, dtype)
         if mode == "batch":
             return self._affine(*_moments(x), scale, bias)
 
-        offset = jnp.zeros(channels, x.dtype) if offset is None else offset
-        mean = self.variable("batch_stats", "mean", jnp.zeros, channels, x.dtype)
-        var = self.variable("batch_stats", "var", jnp.ones, channels, x.dtype)
+        offset = jnp.zeros(channels, dtype) if offset is None else offset
+        mean = self.variable("batch_stats", "mean", jnp.zeros, channels, dtype)
+        var = self.variable("batch_stats", "var", jnp.ones, channels, dtype)
         if which is Pass.QUERY or (mode == "global" and not train):
             return self._affine(mean.value - offset, var.value, scale, bias)
 
@@ -139,6 +144,7 @@ def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance per channel."""
     # Var x = E (x - p)^2 - (E x - p)^2 for any p. With the mean itself for p the value is that of the usual two passes,
     # and with p a constant the derivatives need no third: x comes in linearly and squared, and nowhere else.
+    x = x.astype(at_least_float32(x))
     axes = tuple(range(x.ndim - 1))
     mean = x.mean(axes)
     pivot = jax.lax.stop_gradient(mean)

@@ -141,3 +141,24 @@ def test_pooling_before_normalising_is_the_same_to_second_order(activation):
             hessian_product(early),
             hessian_product(late),
         )
+
+
+@pytest.mark.parametrize("norm", ["batch", "episodic"])
+def test_half_precision_keeps_parameters_and_statistics_whole(norm):
+    x = jnp.asarray(np.random.default_rng(0).random((6, 16, 16, 3)), jnp.float32)
+    whole, half = (model.build("convnet4", 4, norm, "meta", 3, (16, 16, 3), half=half) for half in (False, True))
+    params, stats = half.init(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, params, whole.init(jax.random.key(0))[0])
+
+    def loss(params, net):
+        logits, after = net.apply(params, net.episode_stats(stats), x, Pass.SUPPORT, True)
+        return jnp.sum(jnp.tanh(logits)), (logits, after)
+
+    grads, (logits, after) = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)(params, half)
+    exact, (exact_logits, _) = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)(params, whole)
+    assert {leaf.dtype for leaf in jax.tree.leaves((grads, logits, after))} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(logits, exact_logits, atol=0.1)
+    assert not np.allclose(logits, exact_logits, atol=1e-6)
+    flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])  # noqa: E731
+    cosine = flat(grads) @ flat(exact) / np.linalg.norm(flat(grads)) / np.linalg.norm(flat(exact))
+    assert cosine > 0.95
