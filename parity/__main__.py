@@ -121,9 +121,7 @@ def _bench(names: list[str], repeats: int, as_json: bool) -> int:
 def _add_limits(commands) -> None:
     from parity.bench import ROWS
 
-    command = commands.add_parser(
-        "limits", help="what limits a meta-step: arithmetic and memory traffic, and their floors"
-    )
+    command = commands.add_parser("limits", help="what limits a meta-step, and how far it is from that")
     command.add_argument("row", choices=ROWS, nargs="?", default="convnet4_84_1shot")
     command.add_argument("--repeats", type=int, default=7, help="timed runs of each measurement (default: 7)")
 

@@ -224,6 +224,11 @@ def read_case(path: str | os.PathLike[str]) -> GoldenCase:
     spec["inner"] = InnerArgs(**inner | {"frozen": tuple(inner["frozen"])})
     if spec["outer"] is not None:
         spec["outer"] = OuterArgs(**fields.checked(f"{where}.outer", spec["outer"], _OUTER, weight_decay=0.0))
+    if spec["n_episode"] > 1 and "global" in spec["norm"].values():
+        raise GoldenError(
+            f"{where}.n_episode is {spec['n_episode']}, expected 1 where layers keep global statistics: the original "
+            "overwrites them episode by episode while earlier graphs need them, and ours averages them"
+        )
     spec["params"] = _draw_params(f"{where}.params", spec)
     case = GoldenCase(**spec, **_draw_images(spec), recorded=recorded)
     _check_recorded(path, case)

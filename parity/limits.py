@@ -36,7 +36,7 @@ def count(jaxpr: Jaxpr, times: int = 1) -> Work:
         moved = sum(v.aval.size * v.aval.dtype.itemsize for v in (*equation.invars, *equation.outvars))
         match equation.primitive.name:
             case "closed_conv":
-                x, kernel = (v.aval.shape for v in equation.invars)
+                _, kernel = (v.aval.shape for v in equation.invars)
                 flops += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel[1:4])
                 traffic += moved
             case "closed_conv_wgrad":

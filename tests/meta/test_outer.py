@@ -13,6 +13,7 @@ from maml_jax.meta import outer
 from maml_jax.meta.inner import InnerLoop, all_but, sgd
 from maml_jax.meta.outer import meta_gradient, meta_loss
 from maml_jax.meta.step import init_state, meta_step
+from tests.meta.test_inner import written_out
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -48,22 +49,21 @@ def test_against_finite_differences(small, episodes, norm):
 
 @pytest.mark.parametrize("first_order", [False, True])
 def test_checkpointing_and_grouping_of_tasks_change_nothing(small, episodes, first_order):
+    """One task after the other in a scan, in groups, or all under one `vmap`; with and without checkpoints."""
     model, tasks = small("block1=episodic, batch"), episodes(tasks=4)
     params, stats = model.init(jax.random.key(1))
     expected = gradient(model, inner_loop(first_order=first_order, checkpoint="none"), params, stats, tasks, 1)
-    for at_once in (1, 2, 4):
-        inner = inner_loop(first_order=first_order)
+    for checkpoint, at_once in (("step", 1), ("step", 2), ("step", 4), ("none", 4)):
+        inner = inner_loop(first_order=first_order, checkpoint=checkpoint)
         assert_same(gradient(model, inner, params, stats, tasks, at_once), expected)
 
 
-@pytest.mark.parametrize("norm", ["batch", "block1=episodic, global"])
 @pytest.mark.parametrize(
-    "how",
+    ("norm", "how"),
     [
-        {"checkpoint": "nested"},
-        {"forward_over_reverse": True},
-        {"checkpoint": "nested", "forward_over_reverse": True},
-        {"forward_over_reverse": True, "first_order": True},
+        ("batch", {"checkpoint": "nested"}),
+        ("block1=episodic, global", {"checkpoint": "nested", "forward_over_reverse": True}),
+        ("batch", {"forward_over_reverse": True, "first_order": True}),
     ],
 )
 def test_every_way_to_the_meta_gradient_gives_the_same(small, episodes, norm, how):
@@ -85,11 +85,32 @@ def test_no_inner_steps(small, episodes, checkpoint):
 
 
 def test_without_jit(small, episodes):
-    model, tasks = small(), episodes()
+    model, tasks = small("block1=episodic, batch"), episodes()
     params, stats = model.init(jax.random.key(1))
     with jax.disable_jit():
         plain = meta_gradient(model, inner_loop(), params, stats, tasks, 2, 1)
-    assert_same(plain, gradient(model, inner_loop(), params, stats, tasks, steps=2), 1e-11)
+    assert_same(plain, gradient(model, inner_loop(), params, stats, tasks, steps=2))
+
+
+def test_without_scan(small, episodes):
+    """The steps and the tasks written out one after the other, and differentiated as one expression."""
+    model, tasks = small("block1=episodic, batch"), episodes()
+    params, stats = model.init(jax.random.key(1))
+
+    def written_out_loss(params):
+        losses = []
+        for i in range(2):
+            task = jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), tasks)
+            start = model.episode_stats(stats)
+            adapted, after = written_out(
+                model, params, start, task.support_x, task.support_y, 3, 0.3, 0.2, momentum=0.5, decay=0.01
+            )
+            logits, _ = model.apply(adapted, after, task.query_x, outer.Pass.QUERY, True)
+            losses.append(outer.cross_entropy(logits, task.query_y))
+        return sum(losses) / 2
+
+    scanned, _ = gradient(model, inner_loop(is_adapted=all_but("")), params, stats, tasks)
+    assert_same(scanned, jax.jit(jax.grad(written_out_loss))(params))
 
 
 def test_fixed_parameters_are_meta_learned(small, episodes):

@@ -23,7 +23,7 @@ from parity.reference import ModelSpec, init_params
 SPEC = {
     "name": "made_up",
     "encoder": "convnet4",
-    "bn_args": {"track_running_stats": True, "episodic": ["conv1", "conv3"]},
+    "bn_args": {"track_running_stats": True, "episodic": ["conv1", "conv2", "conv3", "conv4"]},
     "classifier_args": {"temp": 2, "learn_temp": True},
     "inner_args": {
         "n_step": 2,
@@ -87,7 +87,7 @@ def read(folder, **changes):
 
 
 def test_a_case_holds_what_its_file_says(tmp_path):
-    case = read(tmp_path)
+    case = read(tmp_path, bn_args={"track_running_stats": True, "episodic": ["conv1", "conv3"]}, n_episode=1)
     assert case.norm == {"conv1": "episodic", "conv2": "global", "conv3": "episodic", "conv4": "global"}
     assert (case.temp, case.learn_temp, case.outer.name, case.outer.weight_decay) == (2, True, "rmsprop", 0.0)
     assert (case.inner.n_step, case.inner.frozen, case.inner.classifier_lr, case.eval_n_step) == (2, ("bn",), 0.1, 3)
@@ -129,7 +129,7 @@ def test_streams_follow_the_order_of_the_list(tmp_path):
     ],
 )
 def test_normalisation_is_the_same_for_all_where_nothing_is_listed(tmp_path, bn_args, modes):
-    case = read(tmp_path, bn_args=bn_args, classifier_args={}, outer=None)
+    case = read(tmp_path, bn_args=bn_args, n_episode=1, classifier_args={}, outer=None)
     assert set(case.norm.values()) == {modes}
     assert (case.temp, case.learn_temp, case.outer) == (1.0, False, None)
 
@@ -221,6 +221,13 @@ def test_missing_fields_are_refused(tmp_path, field):
         read_case(write(tmp_path, spec, arrays))
 
 
+@pytest.mark.parametrize("episodic", [[], ["conv1", "conv2", "conv4"]])
+def test_global_statistics_of_several_episodes_are_refused(tmp_path, episodic):
+    """There the original's meta-gradient is wrong, so that a replay could only fail."""
+    with pytest.raises(GoldenError, match=r"case\.npz: spec\.n_episode is 2, expected 1 where layers keep global"):
+        read(tmp_path, bn_args={"track_running_stats": True, "episodic": episodic})
+
+
 def test_a_parameter_too_few_is_refused(tmp_path):
     spec, arrays = make()
     del spec["params"][2]
@@ -235,7 +242,7 @@ def test_a_parameter_too_few_is_refused(tmp_path):
         ("outer_losses", None, "missing"),
         ("grad/classifier.temp", None, "missing"),
         ("buffer/encoder.encoder.conv3.bn.running_var_1", None, "missing"),
-        ("buffer/encoder.encoder.conv2.bn.running_var_0", np.ones(32), "unknown"),
+        ("buffer/encoder.encoder.conv2.bn.running_var_2", np.ones(32), "unknown"),
         ("logits_test", np.ones(3), "unknown"),
         ("logits_eval", np.ones((2, 12, 2)), "expected"),
         ("grad/classifier.linear.weight", np.ones(96), "expected"),
