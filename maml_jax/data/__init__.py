@@ -21,11 +21,16 @@ class DataSet:
     Attributes:
       source: Makes the source from `config.data` and the folder of raw files.
       terms: Where the images come from and under which terms they may be used.
+      statistics: Published mean and standard deviation per channel of the training images, in units of [0, 1]; None if
+        none are in use.
     """
 
     source: Callable[[Any, Path], Source]
     terms: str
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
+
+IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 DATA_SETS = {
     "glyphs": DataSet(
@@ -35,7 +40,9 @@ DATA_SETS = {
     "omniglot": DataSet(
         lambda data, folder: omniglot.source(folder, data.split, data.image_size, data.split_seed), omniglot.TERMS
     ),
-    "mini_imagenet": DataSet(lambda data, folder: mini_imagenet.source(folder, data.image_size), mini_imagenet.TERMS),
+    "mini_imagenet": DataSet(
+        lambda data, folder: mini_imagenet.source(folder, data.image_size), mini_imagenet.TERMS, IMAGENET_STATISTICS
+    ),
 }
 """Every data set that `config.data.name` can name."""
 
