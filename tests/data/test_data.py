@@ -16,8 +16,9 @@ def settings(tmp_path, **changes):
         "dir": "",
         "cache_dir": str(tmp_path),
         "image_size": 4,
-        "split": "vinyals",
+        "split": "",
         "split_seed": 0,
+        "download": False,
     }
     return SimpleNamespace(**{**defaults, **changes})
 

@@ -204,7 +204,7 @@ def test_missing_files(tmp_path, monkeypatch):
         mini_imagenet.source(tmp_path.name)
     message = str(caught.value)
     assert f"not complete in {tmp_path}: as pickles it lacks {LONG}val.pickle (" in message
-    assert "as images it lacks val.csv, test.csv, images/" in message
+    assert "as images it needs train.csv, val.csv, test.csv and images/" in message
     for hint in ("kjunelee/MetaOptNet", "twitter-archive/meta-learning-lstm", "--config.data.dir=FOLDER"):
         assert hint in message
     assert "\n" not in message
@@ -213,7 +213,7 @@ def test_missing_files(tmp_path, monkeypatch):
 def test_missing_image(tmp_path):
     write_images(tmp_path)
     (tmp_path / "images" / "val2.jpg").unlink()
-    with pytest.raises(DataError, match=r"name an image that cannot be read: .*val2\.jpg"):
+    with pytest.raises(DataError, match=r"val\.csv line 4 names an image that cannot be read: .*val2\.jpg"):
         mini_imagenet.source(tmp_path, 6)
 
 

@@ -9,8 +9,9 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
+from maml_jax import progress
 from maml_jax.data import store
-from maml_jax.data.source import ClassImages, LazySplits, Source, stamp, stamp_all
+from maml_jax.data.source import ClassImages, LazySplits, Source, stamp
 from maml_jax.errors import DataError
 
 SHAPE = (4, 3, 2)
@@ -190,7 +191,7 @@ def test_unusable_classes(tmp_path, splits, message):
 @pytest.mark.parametrize("splits", [{}, {"training": []}])
 def test_unknown_splits(splits):
     with pytest.raises(ValueError, match="expected some of"):
-        make_source(splits)
+        list(make_source(splits).checked_splits())
 
 
 def flip_last_byte(file):
@@ -243,7 +244,7 @@ def test_missing_split(built):
 
 
 def test_progress_on_a_pipe(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(store, "_SECONDS_BETWEEN_LINES", -1)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", -1)
     store.build(make_source(), tmp_path)
     assert "building toy: train, 1 of 2 classes" in capsys.readouterr().err
     store.build(make_source(version=2), tmp_path, progress=False)
@@ -259,10 +260,9 @@ def test_progress_on_a_terminal(tmp_path, monkeypatch):
     assert "building toy: train" in terminal.getvalue()
 
 
-def test_stamps_change_with_the_files(tmp_path):
+def test_stamp_changes_with_the_file(tmp_path):
     (tmp_path / "a").write_bytes(b"1")
-    one, together = stamp(tmp_path / "a"), stamp_all(tmp_path, ["a"])
-    assert (one, together) == (stamp(tmp_path / "a"), stamp_all(tmp_path, ["a"]))
+    one = stamp(tmp_path / "a")
+    assert one == stamp(tmp_path / "a")
     (tmp_path / "a").write_bytes(b"12")
     assert stamp(tmp_path / "a") != one
-    assert stamp_all(tmp_path, ["a"]) != together
