@@ -1,8 +1,10 @@
 """Data sets that come as one file of images and labels per split: pickles and NumPy archives."""
 
+import contextlib
 import functools
 import struct
 import tempfile
+import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -203,6 +205,7 @@ class _Rows:
 
     def __init__(self, file: BinaryIO, start: int):
         self._file = file
+        weakref.finalize(self, file.close)
         file.seek(start)
         read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         self.shape, fortran, self.dtype = read_header[np.lib.format.read_magic(file)](file)
@@ -227,16 +230,20 @@ def _open_npz(file: Path, key: str) -> _Rows:
             if f"{key}.npy" not in archive.namelist():
                 raise DataError(f"{file} has the keys {', '.join(archive.namelist())}, expected '{key}'")
             info = archive.getinfo(f"{key}.npy")
-            copy = None if info.compress_type == zipfile.ZIP_STORED else tempfile.TemporaryFile()  # noqa: SIM115
-            with archive.open(info) as content:
-                while chunk := content.read(_CHUNK):  # raises at the end if the checksum is wrong
-                    if copy:
-                        copy.write(chunk)
-            if copy:
-                return _Rows(copy, 0)
-            whole = file.open("rb")
-            whole.seek(info.header_offset + 26)  # the lengths of two fields, after which the content begins
-            return _Rows(whole, info.header_offset + 30 + sum(struct.unpack("<HH", whole.read(4))))
+            stored = info.compress_type == zipfile.ZIP_STORED
+            with contextlib.ExitStack() as stack:
+                raw = stack.enter_context(file.open("rb") if stored else tempfile.TemporaryFile())  # noqa: SIM115
+                with archive.open(info) as content:
+                    while chunk := content.read(_CHUNK):  # raises at the end if the checksum is wrong
+                        if not stored:
+                            raw.write(chunk)
+                start = 0
+                if stored:
+                    raw.seek(info.header_offset + 26)  # the lengths of two fields, after which the content begins
+                    start = info.header_offset + 30 + sum(struct.unpack("<HH", raw.read(4)))
+                rows = _Rows(raw, start)
+                stack.pop_all()  # it closes the file itself
+                return rows
     except DataError:
         raise
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:

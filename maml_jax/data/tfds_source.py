@@ -1,7 +1,9 @@
 """Image classification data sets of tensorflow-datasets, read without TensorFlow."""
 
+import difflib
 import functools
 import os
+import socket
 import struct
 from collections import defaultdict
 from collections.abc import Sequence
@@ -80,7 +82,11 @@ def _builder(name: str, data_dir: str | os.PathLike[str] | None, download: bool)
         ) from error
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except Exception as error:  # it has no one exception for this
+    except tfds.core.DatasetNotFoundError as error:
+        close = difflib.get_close_matches(name, tfds.list_builders(), 3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else "; see https://www.tensorflow.org/datasets/catalog"
+        raise ConfigError(f"data.name='tfds:{name}': tensorflow-datasets has no such data set{hint}") from error
+    except (ValueError, AssertionError) as error:  # a version or a variant that does not exist
         raise ConfigError(f"data.name='tfds:{name}': {' '.join(str(error).split())[:300]}") from error
     if builder.info.splits:
         return builder
@@ -91,6 +97,8 @@ def _builder(name: str, data_dir: str | os.PathLike[str] | None, download: bool)
     if not download:
         raise DataError(f"{name} is not prepared in {builder.data_dir}; set --config.data.download=True, or {way_out}")
     try:
+        # It tries for minutes on end to reach a host, also where there is no network at all.
+        socket.getaddrinfo("www.tensorflow.org", 443)
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # whatever its script raises
         reason = " ".join(str(error).split())[:300]

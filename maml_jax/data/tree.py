@@ -13,6 +13,7 @@ import shutil
 import tarfile
 import tempfile
 import threading
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -176,10 +177,12 @@ class Tar:
         try:
             if decompress := _DECOMPRESS.get(self.path.suffix.lower()):
                 file = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as this object)
+                weakref.finalize(self, file.close)
                 with decompress(self.path) as compressed:
                     shutil.copyfileobj(compressed, file, 1 << 20)
             else:
                 file = self.path.open("rb")
+                weakref.finalize(self, file.close)
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - tarfile.BLOCKSIZE))
             if file.read().strip(b"\0"):  # tarfile takes an archive that breaks off at a header for a whole one
