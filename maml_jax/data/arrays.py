@@ -93,8 +93,7 @@ def read_pickle(file: Path) -> Labelled:
     Raises:
       DataError: If it holds anything else, which is not executed.
     """
-    content = _read_dict(file)
-    _require(content, {"data", "labels"}, file)
+    content = require(safe_pickle.load(file), ["data", "labels"], file)
     data = _as_array(content["data"], file, "data")
     if data.dtype != np.uint8 or data.ndim != 4 or data.shape[-1] != 3:
         raise DataError(f"{file}: 'data' is {data.dtype} {list(data.shape)}, expected uint8 [images, height, width, 3]")
@@ -154,25 +153,31 @@ def read_encoded(file: Path, labels_file: Path) -> Labelled:
 
 def _read_labels(file: Path, count: int, images_file: Path) -> tuple[np.ndarray, dict[int, str]]:
     """Returns tiered-ImageNet's labels, under either of the keys in use, and their names where given."""
-    content = _read_dict(file)
-    key = next((key for key in ("labels", "label_specific") if key in content), None)
-    _require(content, {key or "labels"}, file)
+    content = safe_pickle.load(file)
+    key = (
+        "label_specific"
+        if isinstance(content, dict) and {"label_specific", b"label_specific"} & set(content)
+        else "labels"
+    )
+    content = require(content, [key], file)
     labels = _check_labels(content[key], count, file, key, f" in {images_file}")
     names = content.get(f"{key}_str", ())
     return labels, dict(enumerate(map(str, names)))
 
 
-def _read_dict(file: Path) -> dict[str, Any]:
-    content = safe_pickle.load(file)
+def require(content: Any, keys: Sequence[str], origin: object) -> dict[str, Any]:
+    """Returns an unpickled dict with text for keys, where Python 2 or 3 may have left bytes.
+
+    Raises:
+      DataError: If it is none, or lacks one of `keys`.
+    """
+    expected = " and ".join(map(repr, keys))
     if not isinstance(content, dict):
-        raise DataError(f"{file} holds a {type(content).__name__}, expected a dict with 'data' and 'labels'")
-    return {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
-
-
-def _require(content: Mapping[str, Any], keys: set[str], file: Path) -> None:
-    if not keys <= content.keys():
-        expected = " and ".join(map(repr, sorted(keys)))
-        raise DataError(f"{file} has the keys {', '.join(map(repr, content))}, expected {expected}")
+        raise DataError(f"{origin} holds a {type(content).__name__}, expected a dict with {expected}")
+    content = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
+    if not set(keys) <= content.keys():
+        raise DataError(f"{origin} has the keys {', '.join(map(repr, content))}, expected {expected}")
+    return content
 
 
 def _as_array(value: Any, file: Path, key: str) -> np.ndarray:

@@ -109,8 +109,7 @@ class _Official:
         member = f"{_OFFICIAL}/{part}" if packed else part
         origin = f"{member} in {self._tree.path}"
         content = safe_pickle.loads(self._tree.read(member), origin)
-        if not isinstance(content, dict) or not {"data", "fine_labels"} <= content.keys():
-            raise DataError(f"{origin} is not CIFAR-100's: expected a dict with 'data' and 'fine_labels'")
+        content = arrays.require(content, ["data", "fine_labels"], origin)
         data, labels = np.asarray(content["data"]), np.asarray(content["fine_labels"])
         if data.dtype != np.uint8 or data.shape != (len(labels), 3 * IMAGE_SIZE**2) or labels.dtype.kind not in "iu":
             found = f"'data' {data.dtype} {list(data.shape)} and 'fine_labels' {labels.dtype} {list(labels.shape)}"
