@@ -83,7 +83,7 @@ def _builder(name: str, data_dir: str | os.PathLike[str] | None, download: bool)
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
-        close = difflib.get_close_matches(name, tfds.list_builders(), 3)
+        close = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), 3)
         hint = f"; did you mean {' or '.join(close)}?" if close else "; see https://www.tensorflow.org/datasets/catalog"
         raise ConfigError(f"data.name='tfds:{name}': tensorflow-datasets has no such data set{hint}") from error
     except (ValueError, AssertionError) as error:  # a version or a variant that does not exist

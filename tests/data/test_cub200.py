@@ -89,17 +89,21 @@ def test_unusable(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+def write_inat(root):
+    for split in ("train", "test"):
+        for i in range(3):
+            file = root / "images" / "Aves" / f"{split}{i // 2}" / f"{i}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (12, 9), (10 * i, 0, 0)).save(file)
+        (root / "fs-splits").mkdir(exist_ok=True)
+        lines = [f"Aves/{split}{i // 2}/{i}.jpg,{i // 2}" for i in range(3)]
+        (root / "fs-splits" / f"{split}.csv").write_text("path,label\n" + "\n".join(lines))
+
+
 def test_inat2017(tmp_path):
     with pytest.raises(DataError, match=r"meta-iNat is not complete in .*inat_comp.*fs-splits/train\.csv"):
         inat2017.source(tmp_path / "nowhere")
-    for split in ("train", "test"):
-        for i in range(3):
-            file = tmp_path / "images" / "Aves" / f"{split}{i // 2}" / f"{i}.jpg"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (12, 9), (10 * i, 0, 0)).save(file)
-        (tmp_path / "fs-splits").mkdir(exist_ok=True)
-        lines = [f"Aves/{split}{i // 2}/{i}.jpg,{i // 2}" for i in range(3)]
-        (tmp_path / "fs-splits" / f"{split}.csv").write_text("path,label\n" + "\n".join(lines))
+    write_inat(tmp_path)
     source = inat2017.source(tmp_path, 8)
     assert names(source) == {"train": ["train/0", "train/1"], "test": ["test/0", "test/1"]}
     path = store.build(source, tmp_path / "cache", progress=False)
