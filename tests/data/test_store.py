@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import sys
 import tempfile
 import threading
@@ -126,6 +127,35 @@ def test_full_disk(tmp_path):
     with pytest.raises(DataError, match=r"cannot write the store .*No space left.*config\.data\.cache_dir"):
         store.build(failing_source(OSError(28, "No space left on device")), tmp_path / "cache", progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_builders_left_is_swept(tmp_path):
+    source = make_source()
+    name = store.folder_of(source, tmp_path).name
+    old, young, other = (tmp_path / f".{x}.tmp" for x in (f"{name}.0123", f"{name}.4567", "toy-another.89ab"))
+    for staging in (old, young, other):
+        staging.mkdir()
+        (staging / "train.npy").write_bytes(b"half")
+    for path in (old, old / "train.npy", other, other / "train.npy"):
+        os.utime(path, (0, 0))
+    store.build(source, tmp_path, progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([young.name, other.name, name])
+
+
+def test_verify_takes_the_moments(built):
+    moments = store.verify(built)
+    images = np.concatenate([pixels(0, 3), pixels(1, 5)])
+    np.testing.assert_allclose(moments["train"].mean, images.mean((0, 1, 2)))
+    np.testing.assert_allclose(moments["train"].std, images.std((0, 1, 2)))
+
+
+def test_verify_reads_in_pieces(tmp_path, monkeypatch):
+    """Bright images, whose squares overflow soonest, in pieces that do not divide their number."""
+    monkeypatch.setattr(store, "_CHUNK", 3 * 24)
+    images = np.full((10, *SHAPE), 255, np.uint8)
+    path = store.build(make_source({"train": [class_images("a", images)]}), tmp_path, progress=False)
+    moments = store.verify(path)["train"]
+    np.testing.assert_array_equal([moments.mean, moments.std], [[255, 255], [0, 0]])
 
 
 def test_cache_dir_below_a_file(tmp_path):
