@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 import struct
 import tempfile
 import weakref
@@ -17,7 +18,8 @@ from maml_jax.data import images, safe_pickle
 from maml_jax.data.source import SPLITS, ClassImages
 from maml_jax.errors import DataError
 
-_NAME_KEYS = ("catname2label",)
+_LABEL_KEYS = ("labels", "label_specific")  # of tiered-ImageNet
+_WORDNET = re.compile(r"n\d{8}")
 _CHUNK = 1 << 24  # bytes
 
 
@@ -56,14 +58,15 @@ class ArraySplits:
         origin = str(self._origins[split])
         # Without names, the split is part of them because some files number the classes of every split from 0.
         named = set(labels.tolist()) <= names.keys()
+        counted = zip(*(x.tolist() for x in np.unique(labels, return_counts=True)), strict=True)
         return [
             ClassImages(
-                names[int(label)] if named else f"{split}/{label}",
-                int(count),
+                names[label] if named else f"{split}/{label}",
+                count,
                 functools.partial(self._load, split, label),
                 origin,
             )
-            for label, count in zip(*np.unique(labels, return_counts=True), strict=True)
+            for label, count in counted
         ]
 
     def _load(self, split: str, label: int) -> np.ndarray:
@@ -98,7 +101,9 @@ def read_pickle(file: Path) -> Labelled:
     if data.dtype != np.uint8 or data.ndim != 4 or data.shape[-1] != 3:
         raise DataError(f"{file}: 'data' is {data.dtype} {list(data.shape)}, expected uint8 [images, height, width, 3]")
     labels = _check_labels(content["labels"], len(data), file, "labels")
-    names = {int(label): str(name) for key in _NAME_KEYS for name, label in dict(content.get(key, {})).items()}
+    named = content.get("catname2label")
+    pairs = named.items() if isinstance(named, dict) else ()
+    names = {label: name for name, label in pairs if isinstance(name, str) and isinstance(label, int | np.integer)}
     return Labelled(data.__getitem__, labels, names)
 
 
@@ -154,15 +159,13 @@ def read_encoded(file: Path, labels_file: Path) -> Labelled:
 def _read_labels(file: Path, count: int, images_file: Path) -> tuple[np.ndarray, dict[int, str]]:
     """Returns tiered-ImageNet's labels, under either of the keys in use, and their names where given."""
     content = safe_pickle.load(file)
-    key = (
-        "label_specific"
-        if isinstance(content, dict) and {"label_specific", b"label_specific"} & set(content)
-        else "labels"
-    )
+    found = [key for key in _LABEL_KEYS if isinstance(content, dict) and {key, key.encode()} & content.keys()]
+    key = found[0] if found else _LABEL_KEYS[0]
     content = require(content, [key], file)
     labels = _check_labels(content[key], count, file, key, f" in {images_file}")
-    names = content.get(f"{key}_str", ())
-    return labels, dict(enumerate(map(str, names)))
+    names = list(map(str, np.ravel(content.get(f"{key}_str", []))))
+    # WordNet's numbers are unique; its words are not: two of ImageNet's classes are called 'crane'.
+    return labels, dict(enumerate(names)) if all(map(_WORDNET.fullmatch, names)) else {}
 
 
 def require(content: Any, keys: Sequence[str], origin: object) -> dict[str, Any]:

@@ -270,9 +270,8 @@ def read_json(content: bytes, origin: str) -> dict[str, list[str]]:
         splits = json.loads(content)
     except ValueError as error:
         raise DataError(f"{origin} is not JSON: {error}") from error
-    names = splits.values() if isinstance(splits, dict) else [None]
-    if not all(isinstance(x, list) and all(isinstance(name, str) for name in x) for x in names) or not (
-        len(splits) > 0 and set(splits) <= set(SPLITS)
+    if not (isinstance(splits, dict) and splits and set(splits) <= set(SPLITS)) or not all(
+        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in splits.values()
     ):
         raise DataError(f'{origin} must hold {{"train": [class names], "val": [...], "test": [...]}}')
     return {split: sorted(splits[split]) for split in SPLITS if split in splits}

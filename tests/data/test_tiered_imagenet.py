@@ -85,6 +85,13 @@ def test_labels_without_names(tmp_path):
     assert [c.name for c in tiered_imagenet.source(tmp_path, 8).splits["train"]] == ["train/0", "train/1"]
 
 
+def test_words_are_no_names(tmp_path):
+    write_npz(tmp_path)
+    words = {split: {"labels": labels, "labels_str": ["crane", "crane"]} for split, labels in LABELS.items()}
+    write_labels(tmp_path, **words)
+    assert [c.name for c in tiered_imagenet.source(tmp_path, 8).splits["train"]] == ["train/0", "train/1"]
+
+
 def test_resizing(tmp_path):
     assert tiered_imagenet.source(write_npz(tmp_path), 4).splits["val"][0].read((4, 4, 3)).shape == (2, 4, 4, 3)
 
