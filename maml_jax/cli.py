@@ -200,12 +200,10 @@ def _prepare(config: ml_collections.ConfigDict, check: bool) -> int:
             f"mean {mean}  std {std}"
         )
     print(f"  images of {height} x {width} pixels, {channels} channel{'s' * (channels > 1)}; means of pixels in [0, 1]")
-    odd = {
-        split: facts for split, facts in report["splits"].items() if facts["published"] not in (None, facts["classes"])
-    }
-    for split, facts in odd.items():
-        say(
-            f"note: the published {split} split of {report['name']} has {facts['published']} classes, this one "
-            f"{facts['classes']}: results on it are not comparable"
-        )
+    for split, facts in report["splits"].items():
+        if facts["published"] not in (None, facts["classes"]):
+            say(
+                f"note: the published {split} split of {report['name']} has {facts['published']} classes, this one "
+                f"{facts['classes']}: results on it are not comparable"
+            )
     return 0

@@ -5,6 +5,7 @@ import functools
 import os
 import socket
 import struct
+import urllib.request
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,8 +98,9 @@ def _builder(name: str, data_dir: str | os.PathLike[str] | None, download: bool)
     if not download:
         raise DataError(f"{name} is not prepared in {builder.data_dir}; set --config.data.download=True, or {way_out}")
     try:
-        # It tries for minutes on end to reach a host, also where there is no network at all.
-        socket.getaddrinfo("www.tensorflow.org", 443)
+        if not urllib.request.getproxies():
+            # Without any network it would try for minutes on end to reach a host.
+            socket.getaddrinfo("www.tensorflow.org", 443)
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # whatever its script raises
         reason = " ".join(str(error).split())[:300]

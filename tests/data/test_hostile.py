@@ -230,7 +230,7 @@ def test_interrupted(tmp_path, number):
 
 def test_twice_at_once(tmp_path):
     processes = [start(tmp_path, 20) for _ in range(2)]
-    outputs = [process.communicate(timeout=240) for process in processes]
+    outputs = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0]
     assert len(list((tmp_path / "cache" / "stores").iterdir())) == 1

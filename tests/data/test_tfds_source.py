@@ -6,6 +6,7 @@ import socket
 import struct
 import sys
 import types
+import urllib.request
 
 import numpy as np
 import pytest
@@ -180,6 +181,7 @@ def test_unusable(prepared, tmp_path, monkeypatch):
         raise socket.gaierror("no network")
 
     monkeypatch.setattr(socket, "getaddrinfo", offline)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
     with pytest.raises(DataError, match=r"could not prepare stanford_dogs: no network; prepare it where TensorFlow"):
         tfds_source.source("stanford_dogs", tmp_path, 8, download=True)
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
