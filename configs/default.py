@@ -11,12 +11,17 @@ def get_config() -> ml_collections.ConfigDict:
     c.seed = 0  # of initialisation and of every task; tasks are a function of (seed, split, index)
 
     c.data = ml_collections.ConfigDict()
-    c.data.name = "glyphs"  # glyphs (drawn here, no download), omniglot, mini_imagenet
-    c.data.dir = ""  # folder of the raw files; '' looks in datasets/<name>
+    # glyphs (drawn here, no download), omniglot, mini_imagenet, tiered_imagenet, cifar_fs, fc100, cub200, inat2017,
+    # folder (class folders or lists of your own), tfds:NAME (any image classification data set of tensorflow-datasets)
+    c.data.name = "glyphs"  # which data set; see the README for all of them and the files they need
+    c.data.dir = ""  # folder of the raw files; '' is datasets/<name> (cifar100 for cifar_fs and fc100; TFDS's own)
+    c.data.download = True  # fetch the raw files if missing: omniglot, cifar_fs, fc100, cub200, tfds:NAME
     c.data.cache_dir = ""  # folder for built stores; '' means the user's cache folder
     c.data.image_size = 28  # side of the images in pixels, at least 16
-    c.data.split = "vinyals"  # omniglot only: vinyals (1028/172/423 characters) or random (1100/100/423 by split_seed)
-    c.data.split_seed = 0  # of the random split, and of the glyphs drawn
+    # omniglot: vinyals (1028/172/423 characters) or random (1100/100/423); cub200: closerlook or feat; folder and
+    # tfds:NAME: random (64/16/20 % of the classes) or a JSON file {"train": [class names], "val": [...], "test": [...]}
+    c.data.split = ""  # classes of each split, where there is a choice; '' is the first named, or as the files have it
+    c.data.split_seed = 0  # of random splits, and of the glyphs drawn
     c.data.rotations = False  # in training, a class turned by 90, 180 or 270 degrees counts as a class of its own
     c.data.normalize = "none"  # none (pixels in [0, 1]) or imagenet (its mean and deviation per channel)
     c.data.support_augment = "none"  # none or flip; of support images, in training only

@@ -16,6 +16,7 @@ from configs import default
 def get_config() -> ml_collections.ConfigDict:
     c = default.get_config()
     c.data.name = "omniglot"
+    c.data.split = "vinyals"
     c.data.rotations = True
     c.model.width = 64
     c.task.query = 5

@@ -27,7 +27,7 @@ usage: python launch.py [train | evaluate | prepare] [--config FILE] [--workdir 
   train      meta-train, then evaluate on the test split (the default). Run again on the same work directory, it goes on
              where it was.
   evaluate   evaluate the run in --workdir, under the settings it was trained with unless told otherwise
-  prepare    build the data set's store, verify it and say what is in it
+  prepare    build the data set's store, verify it and say what is in it; with --check, verify the one that is there
 
   --config FILE           a file of configs/ or one of yours (default: configs/glyphs_5w1s.py, which needs no data)
   --workdir DIR           where checkpoints, metrics and results go (default: runs/NAME of the configuration)
@@ -59,7 +59,11 @@ def main(arguments: list[str], configs: Path) -> int:
         print(USAGE + _describe_fields(configs / "default.py"))
         return 0
     try:
-        verb, config, workdir = _parse(arguments, configs)
+        verb, config, workdir = _parse([a for a in arguments if a != "--check"], configs)
+        if verb == "prepare":
+            return _prepare(config, check="--check" in arguments)
+        if "--check" in arguments:
+            raise ConfigError("--check goes with prepare: python launch.py prepare --check")
         return _run(verb, config, workdir)
     except UserError as error:
         say(f"error: {error}")
@@ -141,8 +145,6 @@ def _explain(error: Exception, arguments: list[str], default: ml_collections.Con
 
 
 def _run(verb: str, config: ml_collections.ConfigDict, workdir: Path) -> int:
-    if verb == "prepare":
-        return _prepare(config)
     stored = workdir / "config.json"
     if stored.exists() and verb == "train":
         config_lib.check_same_run(config, config_lib.load(stored, config.copy_and_resolve_references()), workdir)
@@ -216,13 +218,21 @@ def _evaluate(config: ml_collections.ConfigDict, images: DeviceImages, workdir: 
     )
 
 
-def _prepare(config: ml_collections.ConfigDict) -> int:
-    report = data.prepare(config.data)
+def _prepare(config: ml_collections.ConfigDict, check: bool) -> int:
+    report = data.prepare(config.data, check=check)
     print(f"{report['name']}: verified {report['path']}\n{report['terms']}")
+    height, width, channels = report["image_shape"]
     for split, facts in report["splits"].items():
         mean, std = (", ".join(f"{value:.4f}" for value in facts[name]) for name in ("mean", "std"))
         print(
             f"  {split:5} {facts['classes']:5} classes {facts['images']:7} images {facts['bytes'] / 2**20:8.1f} MiB  "
             f"mean {mean}  std {std}"
         )
+    print(f"  images of {height} x {width} pixels, {channels} channel{'s' * (channels > 1)}; means of pixels in [0, 1]")
+    for split, facts in report["splits"].items():
+        if facts["published"] not in (None, facts["classes"]):
+            say(
+                f"note: the published {split} split of {report['name']} has {facts['published']} classes, this one "
+                f"{facts['classes']}: results on it are not comparable"
+            )
     return 0

@@ -40,7 +40,6 @@ def _is_pattern(value: str) -> bool:
 _RULES: dict[str, Rule] = {
     "seed": (lambda value: 0 <= value < 2**32, "must be in [0, 2**32)"),
     "data.image_size": _at_least(16),
-    "data.split": _one_of("vinyals", "random"),
     "data.normalize": _one_of(*NORMALIZATIONS),
     "data.support_augment": _one_of(*AUGMENTATIONS),
     "data.query_augment": _one_of(*AUGMENTATIONS),
@@ -167,6 +166,7 @@ def _flat(stored: dict, prefix: str = "") -> dict[str, Any]:
 _FREE = (
     "data.dir",
     "data.cache_dir",
+    "data.download",
     "train.steps",
     "train.report_every",
     "train.checkpoint_every",

@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +31,16 @@ TINY = [
 ]
 
 
+def _no_network(*_, **__):
+    raise urllib.error.URLError("no network in tests")
+
+
 @pytest.fixture
 def launch(cache, monkeypatch, capsys, tmp_path):
     """Runs the command line in this process, from an empty folder; gives status, output and messages."""
     monkeypatch.setenv("MAML_JAX_CACHE", str(cache))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(urllib.request, "urlopen", _no_network)
 
     def run(*arguments):
         status = cli.main([str(a) for a in arguments], configs=ROOT / "configs")
@@ -124,7 +131,9 @@ def test_mistakes_are_one_clear_line(launch, tmp_path, monkeypatch, arguments, m
     assert list(tmp_path.iterdir()) == [], "something was left behind"
 
 
-@pytest.mark.parametrize("name", ["omniglot_5w1s", "mini_5w1s"])
+@pytest.mark.parametrize(
+    "name", ["omniglot_5w1s", "mini_5w1s", "tiered_5w1s", "cifarfs_5w1s", "fc100_5w1s", "cub_5w1s", "inat_5w1s"]
+)
 def test_missing_data_is_one_clear_error(launch, tmp_path, cache, name):
     before = sorted(p.name for p in cache.rglob("*"))
     status, _, err = launch("--config", ROOT / "configs" / f"{name}.py")

@@ -1,13 +1,22 @@
 """Decoding of image files."""
 
+import functools
 import io
+import os
 import struct
 import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
 
+from maml_jax.data.source import ClassImages
+from maml_jax.data.tree import Tree
 from maml_jax.errors import DataError
+
+_MODES = {1: "L", 3: "RGB"}
+"""Pillow's mode for a number of channels."""
 
 
 def decode(content: bytes, mode: str, origin: str) -> Image.Image:
@@ -37,7 +46,7 @@ def decode(content: bytes, mode: str, origin: str) -> Image.Image:
         raise DataError(f"cannot read the image {origin}: {error}") from error
 
 
-def to_square(image: Image.Image, size: int, resample: Image.Resampling) -> np.ndarray:
+def to_square(image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BILINEAR) -> np.ndarray:
     """Resizes to `size` pixels each way, antialiased; the aspect ratio is not kept. An image of that size stays as is.
 
     Returns:
@@ -46,3 +55,42 @@ def to_square(image: Image.Image, size: int, resample: Image.Resampling) -> np.n
     if image.size != (size, size):
         image = image.resize((size, size), resample)
     return np.asarray(image, dtype=np.uint8).reshape(size, size, len(image.getbands()))
+
+
+def resize_all(images: np.ndarray, size: int) -> np.ndarray:
+    """Resizes uint8 `[images, height, width, channels]`, of 1 or 3 channels, as `to_square` does."""
+    if images.shape[1:3] == (size, size):
+        return images
+    mode = _MODES[images.shape[-1]]
+    squares = (to_square(Image.fromarray(image.squeeze() if mode == "L" else image), size) for image in images)
+    return np.stack(list(squares))
+
+
+def class_images(
+    tree: Tree, name: str, members: Sequence[str], size: int, native: int = 0, channels: int = 3
+) -> ClassImages:
+    """Returns a class whose images are members of a tree.
+
+    Args:
+      tree: Where they are.
+      name: Name of the class.
+      members: Their paths.
+      size: Side of the images in pixels, to which others are resized.
+      native: If not 0, the side that every image must come with.
+      channels: 3 to convert to RGB, 1 to convert to grey.
+    """
+    load = functools.partial(_load, tree, members, size, native, channels)
+    return ClassImages(name, len(members), load, str(tree.path))
+
+
+def _load(tree: Tree, members: Sequence[str], size: int, native: int, channels: int) -> np.ndarray:
+    def one(member: str) -> np.ndarray:
+        origin = f"{member} in {tree.path}"
+        image = decode(tree.read(member), _MODES[channels], origin)
+        if native and image.size != (native, native):
+            width, height = image.size
+            raise DataError(f"the image {origin} is {width} x {height} pixels, expected {native} x {native}")
+        return to_square(image, size)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without Python's lock
+        return np.stack(list(pool.map(one, members)))

@@ -4,21 +4,19 @@ Read from the official archives `images_background.zip` and `images_evaluation.z
 """
 
 import functools
-import importlib.resources
 import os
 import re
-import zipfile
-import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from maml_jax.data import images
-from maml_jax.data.source import SPLITS, ClassImages, LazySplits, Source, stamp, stamp_all
+from maml_jax.data.download import Download
+from maml_jax.data.source import SPLITS, ClassImages, LazySplits, MissingFiles, Source, read_list
+from maml_jax.data.tree import Folder, Tree, Zip
 from maml_jax.errors import ConfigError, DataError
 
 VERSION = 1
@@ -28,37 +26,55 @@ TERMS = (
     "Omniglot, https://github.com/brendenlake/omniglot, MIT licence; cite Lake, Salakhutdinov and Tenenbaum, "
     "'Human-level concept learning through probabilistic program induction', Science 350 (2015)."
 )
+_URL = "https://github.com/brendenlake/omniglot/raw/master/python/"
+ARCHIVES = (
+    Download(
+        "images_background.zip",
+        f"{_URL}images_background.zip",
+        9_464_212,
+        "ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640",
+    ),
+    Download(
+        "images_evaluation.zip",
+        f"{_URL}images_evaluation.zip",
+        6_462_886,
+        "1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee",
+    ),
+)
 _PARTS = ("images_background", "images_evaluation")
-_CLASS_SPLITS = ("vinyals", "random")
-_MEMBER = re.compile(r"(?P<name>[^/.][^/]*/character\d\d)/[^/.][^/]*\.png")
-"""An image's path below its part's folder. Names that begin with a dot are a file manager's, not Omniglot's."""
+CLASS_SPLITS = ("vinyals", "random")
+_MEMBER = re.compile(r"(?:.*/)?(?P<name>[^/]+/character\d\d)/[^/]+\.png")
+"""An image's path in its part's folder or archive."""
 
 
-def source(root: str | os.PathLike[str], split: str = "vinyals", image_size: int = 28, seed: int = 0) -> Source:
+def source(root: str | os.PathLike[str], split: str = "", image_size: int = 28, seed: int = 0) -> Source:
     """Returns Omniglot as a data set: bright ink on black, uint8 `[20, size, size, 1]` per class.
 
     Rotated copies of the classes, which many papers add, are left to sampling.
 
     Args:
       root: Folder with the two archives, or with the two folders they unpack to.
-      split: 'vinyals', the 1028 / 172 / 423 classes of Matching Networks (alphabets are kept together but for one), or
-        'random', as in MAML: 1200 random classes, of which the last 100 are for validation, and 423 for the test.
+      split: 'vinyals' (or ''), the 1028 / 172 / 423 classes of Matching Networks (alphabets are kept together but for
+        one), or 'random', as in MAML: 1200 random classes, of which the last 100 are for validation, and 423 for the
+        test.
       image_size: Side of the images in pixels; the 105 pixels of the originals are resized by an antialiasing Lanczos
         filter, as in MAML.
       seed: Seed of the random split.
 
     Raises:
       ConfigError: If there is no such split.
-      DataError: If an archive and its folder are missing. That they are complete and undamaged shows as they are read.
+      MissingFiles: If an archive and its folder are missing. That they are complete and undamaged shows as they are
+        read.
     """
-    if split not in _CLASS_SPLITS:
-        raise ConfigError(f"data.split is '{split}'; choose one of {', '.join(_CLASS_SPLITS)}")
+    split = split or CLASS_SPLITS[0]
+    if split not in CLASS_SPLITS:
+        raise ConfigError(f"data.split is '{split}'; choose one of {', '.join(CLASS_SPLITS)}")
     parts = _find_parts(Path(root))
     names = vinyals_split() if split == "vinyals" else random_split(seed)
 
     @functools.cache
-    def files() -> dict[str, tuple[_Archive | _Folder, list[str]]]:
-        return {name: (part, members) for part in parts for name, members in _by_class(part.members()).items()}
+    def files() -> dict[str, tuple[Tree, list[str]]]:
+        return {name: (part, members) for part in parts for name, members in _by_class(part.members).items()}
 
     def classes_of(subset: str) -> list[ClassImages]:
         _check_complete(names[subset], {name: len(members) for name, (_, members) in files().items()}, Path(root))
@@ -74,13 +90,8 @@ def source(root: str | os.PathLike[str], split: str = "vinyals", image_size: int
 def vinyals_split() -> dict[str, list[str]]:
     """Returns the class names, 'Alphabet/characterNN', of each split of Matching Networks."""
     names: dict[str, list[str]] = {split: [] for split in SPLITS}
-    text = (
-        importlib.resources.files("maml_jax.data").joinpath("splits/omniglot_vinyals.txt").read_text(encoding="utf-8")
-    )
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            split, alphabet, first, last = line.split()
-            names[split] += [f"{alphabet}/character{c:02d}" for c in range(int(first), int(last) + 1)]
+    for split, alphabet, first, last in read_list("omniglot_vinyals"):
+        names[split] += [f"{alphabet}/character{c:02d}" for c in range(int(first), int(last) + 1)]
     return names
 
 
@@ -91,66 +102,18 @@ def random_split(seed: int) -> dict[str, list[str]]:
     return {"train": shuffled[:1100], "val": shuffled[1100:1200], "test": shuffled[1200:]}
 
 
-class _Archive:
-    """One of the two archives."""
-
-    def __init__(self, file: Path):
-        self.path = file
-
-    @functools.cached_property
-    def _zip(self) -> zipfile.ZipFile:
-        try:
-            return zipfile.ZipFile(self.path)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise DataError(f"cannot read {self.path}: {error}; download it again") from error
-
-    def stamp(self) -> dict[str, Any]:
-        return stamp(self.path)
-
-    def members(self) -> list[str]:
-        """Returns the paths below the archive's one folder."""
-        return [name.partition("/")[2] for name in self._zip.namelist()]
-
-    def read(self, member: str) -> bytes:
-        try:
-            return self._zip.read(f"{self.path.stem}/{member}")
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-            raise DataError(f"cannot read {member} in {self.path}: {error}; download it again") from error
-
-
-class _Folder:
-    """One of the two archives, unpacked."""
-
-    def __init__(self, folder: Path):
-        self.path = folder
-        self._members = [path.relative_to(folder).as_posix() for path in folder.glob("*/*/*.png")]
-
-    def stamp(self) -> dict[str, Any]:
-        return stamp_all(self.path, self._members)
-
-    def members(self) -> list[str]:
-        """Returns the paths below the folder, '/' between their parts."""
-        return self._members
-
-    def read(self, member: str) -> bytes:
-        try:
-            return (self.path / member).read_bytes()
-        except OSError as error:
-            raise DataError(f"cannot read {self.path / member}: {error}") from error
-
-
-def _find_parts(root: Path) -> list[_Archive | _Folder]:
+def _find_parts(root: Path) -> list[Tree]:
     """Finds both parts in `root`, as an archive if there is one, else as a folder."""
     parts, missing = [], []
     for part in _PARTS:
         if (root / f"{part}.zip").is_file():
-            parts.append(_Archive(root / f"{part}.zip"))
+            parts.append(Zip(root / f"{part}.zip"))
         elif (root / part).is_dir():
-            parts.append(_Folder(root / part))
+            parts.append(Folder(root / part))
         else:
             missing.append(f"{part}.zip (or the folder {part})")
     if missing:
-        raise DataError(
+        raise MissingFiles(
             f"Omniglot needs {' and '.join(missing)} in {root.absolute()}; get them from "
             "https://github.com/brendenlake/omniglot (python/images_background.zip and images_evaluation.zip) and set "
             "--config.data.dir=FOLDER"
@@ -176,14 +139,14 @@ def _check_complete(names: Sequence[str], counts: dict[str, int], root: Path) ->
         )
 
 
-def _class_images(name: str, part: _Archive | _Folder, members: list[str], size: int) -> ClassImages:
+def _class_images(name: str, part: Tree, members: list[str], size: int) -> ClassImages:
     def load() -> np.ndarray:
         return np.stack([_image(part, member, size) for member in members])
 
     return ClassImages(name, len(members), load, str(part.path))
 
 
-def _image(part: _Archive | _Folder, member: str, size: int) -> np.ndarray:
+def _image(part: Tree, member: str, size: int) -> np.ndarray:
     """Returns one image, inverted so that ink is bright: uint8 `[size, size, 1]`."""
     image = images.decode(part.read(member), "L", f"{member} in {part.path}")
     return 255 - images.to_square(image, size, Image.Resampling.LANCZOS)

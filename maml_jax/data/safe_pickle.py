@@ -5,11 +5,12 @@ not safe in its hands, since a pickled dtype may claim that bytes are pointers. 
 out: a pickle that asks for those functions gets stand-ins, which note what was asked and make an array of it.
 """
 
+import io
 import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -38,21 +39,31 @@ def load(path: str | os.PathLike[str]) -> Any:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            return _resolve(_Unpickler(file, path).load())
-    except DataError:
-        raise
+            return _load(file, str(path))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error}") from error
+
+
+def loads(content: bytes, origin: str) -> Any:
+    """As `load`, of a file that has been read already; `origin` names it in messages."""
+    return _load(io.BytesIO(content), origin)
+
+
+def _load(file: BinaryIO, origin: str) -> Any:
+    try:
+        return _resolve(_Unpickler(file, origin).load())
+    except DataError:
+        raise
     except Exception as error:  # a damaged pickle may raise anything
-        raise DataError(f"cannot read {path}: truncated or not a pickle of plain data ({error!r})") from error
+        raise DataError(f"cannot read {origin}: truncated or not a pickle of plain data ({error!r})") from error
 
 
 class _Unpickler(pickle.Unpickler):
     """Finds the stand-ins of `_GLOBALS` and nothing else."""
 
-    def __init__(self, file: Any, path: Path):
+    def __init__(self, file: BinaryIO, origin: str):
         super().__init__(file, encoding="latin1")
-        self._path = path
+        self._origin = origin
 
     def find_class(self, module: str, name: str) -> "_Global":
         """Returns the stand-in for a global of a module.
@@ -61,7 +72,9 @@ class _Unpickler(pickle.Unpickler):
           DataError: If there is none.
         """
         if (module, name) not in _GLOBALS:
-            raise DataError(f"{self._path} asks for {module}.{name}: not a pickle of plain data, so it was not loaded")
+            raise DataError(
+                f"{self._origin} asks for {module}.{name}: not a pickle of plain data, so it was not loaded"
+            )
         return _Global(_GLOBALS[module, name])
 
 

@@ -1,7 +1,9 @@
 """Where class stores are built from: the classes of a data set and how to read the images of each."""
 
 import dataclasses
+import functools
 import hashlib
+import importlib.resources
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +14,10 @@ import numpy as np
 from maml_jax.errors import DataError
 
 SPLITS = ("train", "val", "test")
+
+
+class MissingFiles(DataError):
+    """None of a data set's raw files are where they were looked for, or too few."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +56,19 @@ class LazySplits(Mapping[str, Sequence[ClassImages]]):
     """Splits whose classes are only listed when asked for, so that finding a store that is already built costs nothing.
 
     Args:
-      names: The splits there are, some of `SPLITS`.
+      names: The splits there are, some of `SPLITS`, or what finds them out.
       classes_of: Lists the classes of a split; called at each access.
     """
 
-    def __init__(self, names: Iterable[str], classes_of: Callable[[str], Sequence[ClassImages]]):
-        self._names = tuple(names)
+    def __init__(
+        self, names: Iterable[str] | Callable[[], Iterable[str]], classes_of: Callable[[str], Sequence[ClassImages]]
+    ):
+        self._find_names = names if callable(names) else lambda: names
         self._classes_of = classes_of
+
+    @functools.cached_property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(self._find_names())
 
     def __getitem__(self, split: str) -> Sequence[ClassImages]:
         if split not in self._names:
@@ -86,10 +98,6 @@ class Source:
     image_shape: tuple[int, int, int]
     splits: Mapping[str, Sequence[ClassImages]]
 
-    def __post_init__(self):
-        if not self.splits or not set(self.splits) <= set(SPLITS):
-            raise ValueError(f"splits of {self.name} are {sorted(self.splits)}; expected some of {list(SPLITS)}")
-
     def digest(self) -> str:
         """Returns 12 hexadecimal digits that change with the name, the fingerprint or the image shape."""
         identity = [self.name, dict(self.fingerprint), list(self.image_shape)]
@@ -101,7 +109,10 @@ class Source:
 
         Raises:
           DataError: If a split has no classes, a class no images, or a class name comes twice, in whichever splits.
+          ValueError: If there are no splits, or others than `SPLITS`.
         """
+        if not self.splits or not set(self.splits) <= set(SPLITS):
+            raise ValueError(f"splits of {self.name} are {sorted(self.splits)}; expected some of {list(SPLITS)}")
         split_of: dict[str, str] = {}
         for split in self.splits:
             classes = self.splits[split]
@@ -125,16 +136,15 @@ def stamp(file: Path) -> dict[str, Any]:
     return {"file": file.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
-def stamp_all(folder: Path, names: Iterable[str]) -> dict[str, Any]:
-    """Returns one stamp for the files `names` of `folder`, which changes if any one's `stamp` does.
+def read_list(name: str) -> list[list[str]]:
+    """Returns the words of each line of a list kept here, `splits/<name>.txt`, but for comments."""
+    text = importlib.resources.files("maml_jax.data").joinpath(f"splits/{name}.txt").read_text(encoding="utf-8")
+    return [line.split() for line in text.splitlines() if not line.startswith("#")]
 
-    Raises:
-      OSError: If one of them is not there.
-    """
-    digest = hashlib.sha256()
-    count = 0
-    for name in sorted(names):
-        status = (folder / name).stat()
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        count += 1
-    return {"folder": folder.name, "files": count, "stamps_sha256": digest.hexdigest()}
+
+def published_split(name: str) -> dict[str, list[str]]:
+    """Returns the class names of each split of a list kept here, of lines of a split and names of classes of it."""
+    names: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for split, *classes in read_list(name):
+        names[split] += classes
+    return names

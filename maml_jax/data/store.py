@@ -9,25 +9,25 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import rich.console
-import rich.progress
 
 from maml_jax.data.source import ClassImages, Source
 from maml_jax.errors import DataError
+from maml_jax.progress import track
 
 FORMAT = 1
 MANIFEST = "store.json"
-_SECONDS_BETWEEN_LINES = 5.0
+_CHUNK = 1 << 22  # bytes read at once
+_ABANDONED = 24 * 3600.0  # seconds without a change after which a half-built store is nobody's
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,10 +97,11 @@ def build(source: Source, cache_dir: str | os.PathLike[str], progress: bool = Tr
         damaged, or if `cache_dir` cannot be written.
     """
     cache_dir = Path(cache_dir)
-    folder = cache_dir / f"{source.name}-{source.digest()}"
+    folder = folder_of(source, cache_dir)
     if os.path.exists(folder):
         _check_files(folder)
         return folder
+    _sweep(cache_dir, folder.name)
     new_folders = [parent for parent in (cache_dir, *cache_dir.parents) if not os.path.exists(parent)]
     # Not tempfile.mkdtemp, whose folders only their owner can read: several users may share a cache.
     staging = cache_dir / f".{folder.name}.{secrets.token_hex(4)}.tmp"
@@ -118,6 +119,11 @@ def build(source: Source, cache_dir: str | os.PathLike[str], progress: bool = Tr
             raise DataError(f"cannot write the store {folder}: {error}; {way_out}") from error
         raise
     return folder
+
+
+def folder_of(source: Source, cache_dir: str | os.PathLike[str]) -> Path:
+    """Returns the folder that the store of `source` has or would have."""
+    return Path(cache_dir) / f"{source.name}-{source.digest()}"
 
 
 def open_store(path: str | os.PathLike[str], split: str) -> ClassStore:
@@ -151,26 +157,62 @@ def split_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     return tuple(_read_manifest(Path(path))["splits"])
 
 
-def verify(path: str | os.PathLike[str]) -> None:
-    """Reads the whole store at `path` and compares every split with its checksum.
+class Moments(NamedTuple):
+    """Mean and standard deviation of the pixels per channel, float64 `[channels]`, in units of [0, 255]."""
+
+    mean: np.ndarray
+    std: np.ndarray
+
+
+def verify(path: str | os.PathLike[str], progress: bool = False) -> dict[str, Moments]:
+    """Reads the whole store at `path`, compares every split with its checksum, and takes its moments on the way.
+
+    Args:
+      path: The store's folder.
+      progress: Whether to tell on standard error how far it is.
+
+    Returns:
+      The moments by split.
 
     Raises:
       DataError: If anything differs.
     """
     path = Path(path)
+    moments = {}
     for split, entry in _read_manifest(path)["splits"].items():
-        open_store(path, split)
-        with (path / f"{split}.npy").open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        shape = open_store(path, split).images.shape
+        digest, moments[split] = _read_images(path / f"{split}.npy", shape, f"verifying {path.name}: {split}", progress)
         if digest != entry["sha256"]:
             raise _damaged(path, f"{split}.npy differs from its checksum")
+    return moments
+
+
+def _read_images(file: Path, shape: tuple[int, ...], label: str, progress: bool) -> tuple[str, Moments]:
+    """Returns the SHA-256 of a split's file and the moments of its images.
+
+    Read in pieces rather than through a memory map, whose pages would count as this process's memory.
+    """
+    count, size, channels = shape[0], math.prod(shape[1:]), shape[-1]
+    at_once = min(max(1, _CHUNK // size), 1 << 16)  # so that sums of squares stay within 32 bits
+    total, squares = np.zeros(size, np.uint64), np.zeros(size, np.uint64)
+    with file.open("rb") as content:
+        digest = hashlib.sha256(content.read(file.stat().st_size - count * size))
+        for _ in track(range(0, count, at_once), label, "pieces", progress):
+            piece = content.read(at_once * size)
+            digest.update(piece)
+            pixels = np.frombuffer(piece, np.uint8).reshape(-1, size)
+            total += pixels.sum(0, dtype=np.uint32)
+            squares += np.square(pixels, dtype=np.uint16).sum(0, dtype=np.uint32)
+    pixels_per_channel = count * size / channels
+    mean, mean_square = (x.reshape(-1, channels).sum(0) / pixels_per_channel for x in (total, squares))
+    return digest.hexdigest(), Moments(mean, np.sqrt(np.maximum(mean_square - mean**2, 0)))
 
 
 def _write_store(source: Source, folder: Path, progress: bool) -> None:
     """Writes all splits and, last, the manifest."""
     entries = {}
     for split, classes in source.checked_splits():
-        tracked = _track(classes, f"building {source.name}: {split}", progress)
+        tracked = track(classes, f"building {source.name}: {split}", "classes", progress)
         with contextlib.closing(tracked):
             digest = _write_images(tracked, sum(c.count for c in classes), source.image_shape, folder / f"{split}.npy")
         entries[split] = {
@@ -204,6 +246,14 @@ def _write_images(classes: Iterator[ClassImages], count: int, shape: tuple[int, 
             digest.update(images.data)
             out.write(images.data)
     return digest.hexdigest()
+
+
+def _sweep(cache_dir: Path, name: str) -> None:
+    """Removes what builders of a store left behind that were killed and could not do so themselves."""
+    for staging in cache_dir.glob(f".{name}.*.tmp"):
+        with contextlib.suppress(OSError):  # somebody else removes it, or it is somebody else's
+            if time.time() - max(path.stat().st_mtime for path in (staging, *staging.iterdir())) > _ABANDONED:
+                shutil.rmtree(staging)
 
 
 def _publish(staging: Path, folder: Path) -> None:
@@ -246,17 +296,3 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _damaged(folder: Path, what: str) -> DataError:
     return DataError(f"the store {folder} is damaged ({what}); delete {folder} and run again")
-
-
-def _track(classes: Sequence[ClassImages], label: str, show: bool) -> Iterator[ClassImages]:
-    """Yields the classes and tells how far it is: a bar if standard error is a terminal, else a line now and then."""
-    if show and sys.stderr.isatty():
-        console = rich.console.Console(stderr=True)
-        yield from rich.progress.track(classes, description=label, console=console, transient=True)
-        return
-    spoke = time.monotonic()
-    for done, c in enumerate(classes):
-        if show and time.monotonic() - spoke > _SECONDS_BETWEEN_LINES:
-            print(f"{label}, {done} of {len(classes)} classes", file=sys.stderr, flush=True)
-            spoke = time.monotonic()
-        yield c

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +17,9 @@ def settings(tmp_path, **changes):
         "dir": "",
         "cache_dir": str(tmp_path),
         "image_size": 4,
-        "split": "vinyals",
+        "split": "",
         "split_seed": 0,
+        "download": False,
     }
     return SimpleNamespace(**{**defaults, **changes})
 
@@ -57,10 +59,37 @@ def test_prepare_describes_and_verifies(tmp_path, toy):
         data.prepare(settings(tmp_path), progress=False)
 
 
+def test_check_does_not_build(tmp_path, toy):
+    with pytest.raises(DataError, match=r"there is no store .*toy-\w+ yet; build it with"):
+        data.prepare(settings(tmp_path), progress=False, check=True)
+    assert list(tmp_path.iterdir()) == []
+    built = data.prepare(settings(tmp_path), progress=False)
+    assert data.prepare(settings(tmp_path), progress=False, check=True) == built
+
+
+def test_published_classes(tmp_path, toy, monkeypatch):
+    monkeypatch.setitem(
+        data.DATA_SETS, "toy", dataclasses.replace(data.DATA_SETS["toy"], classes={"train": 64, "val": 16})
+    )
+    report = data.prepare(settings(tmp_path), progress=False)
+    assert {split: facts["published"] for split, facts in report["splits"].items()} == {"train": 64, "test": None}
+
+
+def test_statistics():
+    """Of three channels, in [0, 1], for every data set in colour that has published ones."""
+    known = {name: entry.statistics for name, entry in data.DATA_SETS.items() if entry.statistics}
+    assert set(known) == {"mini_imagenet", "tiered_imagenet", "cifar_fs", "fc100", "cub200", "inat2017"}
+    for mean, std in known.values():
+        assert all(0.4 < m < 0.52 for m in mean)
+        assert all(0.15 < s < 0.3 for s in std)
+        assert len(mean) == len(std) == 3
+    assert data.data_set("tfds:anything").statistics is None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "imagenet"}, r"data\.name is 'imagenet'; choose one of glyphs, omniglot, mini_imagenet"),
+        ({"name": "imagenet"}, r"data\.name is 'imagenet'; choose one of glyphs, omniglot, .*, or tfds:NAME"),
         ({"image_size": 0}, r"data\.image_size is 0"),
         ({"split_seed": -1}, r"data\.split_seed is -1"),
         ({"name": "omniglot", "split": "lake"}, r"data\.split is 'lake'; choose one of vinyals, random"),

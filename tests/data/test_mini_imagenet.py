@@ -64,6 +64,19 @@ def test_forms_of_pickles(tmp_path, form):
     assert_as_pickled(mini_imagenet.source(tmp_path, 6))
 
 
+def test_names_of_labels(tmp_path):
+    names = {"n01": -2, "n02": 5, "n03": 11, "n99": 7}
+    write_pickles(tmp_path, train={"data": pixels("train"), "labels": LABELS["train"], "catname2label": names})
+    assert list(everything(mini_imagenet.source(tmp_path, 6)))[:4] == ["n01", "n02", "n03", "val/0"]
+
+
+@pytest.mark.parametrize("names", [[1, 2], {"n01": [0]}, {"n01": 5}, 3])
+def test_unusable_names_of_labels(tmp_path, names):
+    content = {"data": pixels("train"), "labels": LABELS["train"], "catname2label": names}
+    write_pickles(tmp_path, train=content)
+    assert list(everything(mini_imagenet.source(tmp_path, 6)))[:3] == ["train/-2", "train/5", "train/11"]
+
+
 def test_store(tmp_path):
     write_pickles(tmp_path)
     path = store.build(mini_imagenet.source(tmp_path, 6), tmp_path / "cache", progress=False)
@@ -204,7 +217,7 @@ def test_missing_files(tmp_path, monkeypatch):
         mini_imagenet.source(tmp_path.name)
     message = str(caught.value)
     assert f"not complete in {tmp_path}: as pickles it lacks {LONG}val.pickle (" in message
-    assert "as images it lacks val.csv, test.csv, images/" in message
+    assert "as images it needs train.csv, val.csv, test.csv and images/" in message
     for hint in ("kjunelee/MetaOptNet", "twitter-archive/meta-learning-lstm", "--config.data.dir=FOLDER"):
         assert hint in message
     assert "\n" not in message
@@ -213,7 +226,7 @@ def test_missing_files(tmp_path, monkeypatch):
 def test_missing_image(tmp_path):
     write_images(tmp_path)
     (tmp_path / "images" / "val2.jpg").unlink()
-    with pytest.raises(DataError, match=r"name an image that cannot be read: .*val2\.jpg"):
+    with pytest.raises(DataError, match=r"val\.csv line 4 names an image that cannot be read: .*val2\.jpg"):
         mini_imagenet.source(tmp_path, 6)
 
 

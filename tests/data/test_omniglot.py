@@ -195,7 +195,9 @@ def test_damaged_archive_member(tmp_path, small):
     wrong = bytearray(file.read_bytes())
     wrong[wrong.index(PNGS["images_background", "Greek/character01/03.png"]) + 60] ^= 0xFF
     file.write_bytes(wrong)
-    with pytest.raises(DataError, match=r"cannot read Greek/character01/03\.png in .*images_background\.zip.*CRC"):
+    with pytest.raises(
+        DataError, match=r"cannot read images_background/Greek/character01/03\.png in .*images_background\.zip.*CRC"
+    ):
         everything(omniglot.source(tmp_path))
 
 
@@ -204,7 +206,7 @@ def test_damaged_archive_member(tmp_path, small):
 def test_damaged_image(tmp_path, small, damage, write):
     key = ("images_evaluation", "Latin/character01/05.png")
     write(tmp_path, {**PNGS, key: damage(PNGS[key])})
-    with pytest.raises(DataError, match=r"cannot read the image Latin/character01/05\.png in .*images_evaluation"):
+    with pytest.raises(DataError, match=r"cannot read the image .*Latin/character01/05\.png in .*images_evaluation"):
         everything(omniglot.source(tmp_path))
 
 

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import sys
 import tempfile
 import threading
@@ -9,8 +10,9 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
+from maml_jax import progress
 from maml_jax.data import store
-from maml_jax.data.source import ClassImages, LazySplits, Source, stamp, stamp_all
+from maml_jax.data.source import ClassImages, LazySplits, Source, stamp
 from maml_jax.errors import DataError
 
 SHAPE = (4, 3, 2)
@@ -127,6 +129,35 @@ def test_full_disk(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_killed_builders_left_is_swept(tmp_path):
+    source = make_source()
+    name = store.folder_of(source, tmp_path).name
+    old, young, other = (tmp_path / f".{x}.tmp" for x in (f"{name}.0123", f"{name}.4567", "toy-another.89ab"))
+    for staging in (old, young, other):
+        staging.mkdir()
+        (staging / "train.npy").write_bytes(b"half")
+    for path in (old, old / "train.npy", other, other / "train.npy"):
+        os.utime(path, (0, 0))
+    store.build(source, tmp_path, progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([young.name, other.name, name])
+
+
+def test_verify_takes_the_moments(built):
+    moments = store.verify(built)
+    images = np.concatenate([pixels(0, 3), pixels(1, 5)])
+    np.testing.assert_allclose(moments["train"].mean, images.mean((0, 1, 2)))
+    np.testing.assert_allclose(moments["train"].std, images.std((0, 1, 2)))
+
+
+def test_verify_reads_in_pieces(tmp_path, monkeypatch):
+    """Bright images, whose squares overflow soonest, in pieces that do not divide their number."""
+    monkeypatch.setattr(store, "_CHUNK", 3 * 24)
+    images = np.full((10, *SHAPE), 255, np.uint8)
+    path = store.build(make_source({"train": [class_images("a", images)]}), tmp_path, progress=False)
+    moments = store.verify(path)["train"]
+    np.testing.assert_array_equal([moments.mean, moments.std], [[255, 255], [0, 0]])
+
+
 def test_cache_dir_below_a_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot write the store"):
@@ -190,7 +221,7 @@ def test_unusable_classes(tmp_path, splits, message):
 @pytest.mark.parametrize("splits", [{}, {"training": []}])
 def test_unknown_splits(splits):
     with pytest.raises(ValueError, match="expected some of"):
-        make_source(splits)
+        list(make_source(splits).checked_splits())
 
 
 def flip_last_byte(file):
@@ -243,7 +274,7 @@ def test_missing_split(built):
 
 
 def test_progress_on_a_pipe(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(store, "_SECONDS_BETWEEN_LINES", -1)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", -1)
     store.build(make_source(), tmp_path)
     assert "building toy: train, 1 of 2 classes" in capsys.readouterr().err
     store.build(make_source(version=2), tmp_path, progress=False)
@@ -259,10 +290,9 @@ def test_progress_on_a_terminal(tmp_path, monkeypatch):
     assert "building toy: train" in terminal.getvalue()
 
 
-def test_stamps_change_with_the_files(tmp_path):
+def test_stamp_changes_with_the_file(tmp_path):
     (tmp_path / "a").write_bytes(b"1")
-    one, together = stamp(tmp_path / "a"), stamp_all(tmp_path, ["a"])
-    assert (one, together) == (stamp(tmp_path / "a"), stamp_all(tmp_path, ["a"]))
+    one = stamp(tmp_path / "a")
+    assert one == stamp(tmp_path / "a")
     (tmp_path / "a").write_bytes(b"12")
     assert stamp(tmp_path / "a") != one
-    assert stamp_all(tmp_path, ["a"]) != together

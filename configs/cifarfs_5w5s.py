@@ -1,0 +1,17 @@
+"""CIFAR-FS, 5-way 5-shot, transductive, at 32 px.
+
+Lee et al., 'Meta-Learning with Differentiable Convex Optimization' (2019), table 2, give 71.5 +- 1.0 % for MAML with a
+four-layer ConvNet. All but the shots as in `cifarfs_5w1s.py`. Not run by us yet.
+
+    python launch.py --config configs/cifarfs_5w5s.py --config.data.dir=FOLDER
+"""
+
+import ml_collections
+
+from configs import cifarfs_5w1s
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = cifarfs_5w1s.get_config()
+    c.task.shot = 5
+    return c

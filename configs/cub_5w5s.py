@@ -1,0 +1,18 @@
+"""CUB-200-2011, 5-way 5-shot, transductive, split of 'A Closer Look at Few-shot Classification' (Chen et al. 2019).
+
+Its table 2 gives 75.75 +- 0.76 % for MAML. All but the shots and the number of meta-steps as in `cub_5w1s.py`. Not run
+by us yet.
+
+    python launch.py --config configs/cub_5w5s.py --config.data.dir=FOLDER
+"""
+
+import ml_collections
+
+from configs import cub_5w1s
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = cub_5w1s.get_config()
+    c.task.shot = 5
+    c.train.steps = 40_000
+    return c

@@ -1,0 +1,156 @@
+"""CIFAR-FS (Bertinetto et al. 2019) and FC100 (Oreshkin et al. 2018): CIFAR-100's 100 classes of 600 images, split.
+
+Read in the forms in which they are handed around: three pickles, CIFAR-100's own archive, or images in class folders.
+"""
+
+import functools
+import os
+from pathlib import Path
+
+import numpy as np
+
+from maml_jax.data import arrays, folder, images, safe_pickle
+from maml_jax.data.download import Download
+from maml_jax.data.source import SPLITS, ClassImages, LazySplits, MissingFiles, Source, published_split, stamp
+from maml_jax.data.tree import Tree, open_tree
+from maml_jax.errors import DataError
+
+VERSION = 1
+"""Raise it with any change to the pixels, so that stores are built anew."""
+IMAGE_SIZE = 32
+_CITATIONS = {
+    "cifar_fs": "Bertinetto et al., 'Meta-learning with differentiable closed-form solvers' (2019)",
+    "fc100": "Oreshkin, Rodríguez López and Lacoste, 'TADAM: Task dependent adaptive metric' (2018)",
+}
+TERMS = {
+    name: "images of CIFAR-100 (https://www.cs.toronto.edu/~kriz/cifar.html), given for research without a licence; "
+    f"cite Krizhevsky, 'Learning Multiple Layers of Features from Tiny Images' (2009), and, for the split, {citation}."
+    for name, citation in _CITATIONS.items()
+}
+ARCHIVE = Download(
+    "cifar-100-python.tar.gz",
+    "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    169_001_437,
+    "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+)
+_PREFIXES = {"cifar_fs": "CIFAR_FS_", "fc100": "FC100_"}
+_OFFICIAL = "cifar-100-python"
+
+
+def source(root: str | os.PathLike[str], name: str, image_size: int = IMAGE_SIZE) -> Source:
+    """Returns CIFAR-FS or FC100 as a data set: RGB, uint8 `[600, size, size, 3]` per class, classes sorted by name.
+
+    Args:
+      root: Folder with `[CIFAR_FS_]{train,val,test}.pickle` (`FC100_` for FC100), each a dict of `data` (uint8
+        `[images, 32, 32, 3]`) and `labels` (one integer per image); or with `cifar-100-python.tar.gz`, or the folder
+        `cifar-100-python` that it unpacks to; or with class folders named as CIFAR-100's fine labels, at whatever
+        depth, or a zip or tar archive of such, such as `cifar100.zip`. The first found is taken.
+      name: 'cifar_fs' or 'fc100'.
+      image_size: Side of the images in pixels, to which they are resized, bilinearly with antialiasing.
+
+    Raises:
+      MissingFiles: If no form is complete. That files are undamaged shows as they are read.
+    """
+    root = Path(root)
+    pickles = arrays.find(root, {split: (f"{_PREFIXES[name]}{split}.pickle", f"{split}.pickle") for split in SPLITS})
+    if len(pickles) == len(SPLITS):
+        read = functools.partial(_read_pickle, pickles, name)
+        classes_of = arrays.ArraySplits(read, pickles, image_size).classes_of
+        files = [stamp(file) for file in pickles.values()]
+    elif tree := _find_official(root):
+        classes_of = _Official(tree, name, image_size).classes_of
+        files = [stamp(tree.path)] if tree.path.is_file() else [stamp(tree.path / part) for part in ("train", "test")]
+    elif root.exists():
+        tree = folder.open_root(root, "cifar100.zip")
+        listing = functools.partial(_listing, tree, name)
+        fingerprint = {"version": VERSION, "files": [tree.stamp()]}
+        return folder.image_source(f"{name}-{image_size}", tree, listing, image_size, fingerprint, IMAGE_SIZE)
+    else:
+        raise _missing(root, name)
+    shape = (image_size, image_size, 3)
+    return Source(f"{name}-{image_size}", {"version": VERSION, "files": files}, shape, LazySplits(SPLITS, classes_of))
+
+
+def fine_labels() -> list[str]:
+    """Returns the names of CIFAR-100's fine labels, in the order of their numbers, which is the alphabet's."""
+    return sorted(name for names in published_split("cifar_fs").values() for name in names)
+
+
+def _read_pickle(pickles: dict[str, Path], name: str, split: str) -> arrays.Labelled:
+    """Reads a split's pickle; labels that are CIFAR-100's own for exactly that split's classes get their names."""
+    labelled = arrays.read_pickle(pickles[split])
+    numbered = {label: fine for label, fine in enumerate(fine_labels()) if fine in published_split(name)[split]}
+    return labelled._replace(names=numbered) if set(labelled.labels.tolist()) == set(numbered) else labelled
+
+
+def _find_official(root: Path) -> Tree | None:
+    for path in (root / ARCHIVE.file, root / _OFFICIAL, root):
+        if path.is_file() or all((path / part).is_file() for part in ("train", "test", "meta")):
+            return open_tree(path)
+    return None
+
+
+class _Official:
+    """CIFAR-100's own archive: pickles of 50,000 and 10,000 images, held in memory (184 MB)."""
+
+    def __init__(self, tree: Tree, name: str, image_size: int):
+        self._tree = tree
+        self._splits = published_split(name)
+        self._image_size = image_size
+
+    @functools.cached_property
+    def _content(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images uint8 `[60000, 32, 32, 3]` and fine labels."""
+        parts = [self._read(part) for part in ("train", "test")]
+        return tuple(np.concatenate(both) for both in zip(*parts, strict=True))
+
+    def _read(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        packed = self._tree.path.is_file()
+        member = f"{_OFFICIAL}/{part}" if packed else part
+        origin = f"{member} in {self._tree.path}"
+        content = safe_pickle.loads(self._tree.read(member), origin)
+        content = arrays.require(content, ["data", "fine_labels"], origin)
+        data, labels = np.asarray(content["data"]), np.asarray(content["fine_labels"])
+        if data.dtype != np.uint8 or data.shape != (len(labels), 3 * IMAGE_SIZE**2) or labels.dtype.kind not in "iu":
+            found = f"'data' {data.dtype} {list(data.shape)} and 'fine_labels' {labels.dtype} {list(labels.shape)}"
+            raise DataError(f"{origin} holds {found}, expected uint8 [images, 3072] and one integer per image")
+        return data.reshape(-1, 3, IMAGE_SIZE, IMAGE_SIZE).transpose(0, 2, 3, 1), labels
+
+    def classes_of(self, split: str) -> list[ClassImages]:
+        """Lists the classes of a split."""
+        data, labels = self._content
+        numbers = {fine: number for number, fine in enumerate(fine_labels())}
+
+        def load(number: int) -> np.ndarray:
+            return images.resize_all(data[labels == number], self._image_size)
+
+        return [
+            ClassImages(
+                fine,
+                int(np.sum(labels == numbers[fine])),
+                functools.partial(load, numbers[fine]),
+                str(self._tree.path),
+            )
+            for fine in self._splits[split]
+        ]
+
+
+def _listing(tree: Tree, name: str) -> dict[str, dict[str, list[str]]]:
+    """Returns the images of class folders of CIFAR-100's names, at whatever depth."""
+    members = folder.by_last_folder(tree)
+    names = published_split(name)
+    lacking = [fine for split in SPLITS for fine in names[split] if fine not in members]
+    if len(lacking) == len(fine_labels()):
+        raise _missing(tree.path, name)
+    if lacking:
+        raise DataError(f"{tree.path} lacks {len(lacking)} of CIFAR-100's class folders, such as {lacking[0]}")
+    return {split: {fine: members[fine] for fine in names[split]} for split in SPLITS}
+
+
+def _missing(root: Path, name: str) -> MissingFiles:
+    return MissingFiles(
+        f"{name} is not in {root.absolute()}: it needs {_PREFIXES[name]}{{train,val,test}}.pickle, as "
+        f"https://github.com/kjunelee/MetaOptNet distributes them, {ARCHIVE.file} of "
+        "https://www.cs.toronto.edu/~kriz/cifar.html, or images in folders or an archive named as CIFAR-100's classes; "
+        "set --config.data.dir=FOLDER"
+    )

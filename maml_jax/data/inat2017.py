@@ -1,0 +1,45 @@
+"""meta-iNat (Wertheimer & Hariharan 2019): 1,135 species of iNaturalist 2017, 908 for training and 227 for the test."""
+
+import os
+from pathlib import Path
+
+from maml_jax.data import folder
+from maml_jax.data.source import MissingFiles, Source
+from maml_jax.data.tree import Folder
+
+VERSION = 1
+"""Raise it with any change to the pixels, so that stores are built anew."""
+TERMS = (
+    "iNaturalist 2017 (https://github.com/visipedia/inat_comp/tree/master/2017), photographs of iNaturalist's users, "
+    "who hold the rights: non-commercial research and education only; cite Van Horn et al., 'The iNaturalist Species "
+    "Classification and Detection Dataset' (2018), and, for the split, Wertheimer and Hariharan, 'Few-Shot Learning "
+    "with Localization in Realistic Settings' (2019)."
+)
+
+
+def source(root: str | os.PathLike[str], image_size: int = 84) -> Source:
+    """Returns meta-iNat as a data set: RGB, uint8 `[images, size, size, 3]` per class, classes sorted by label.
+
+    There is no validation split.
+
+    Args:
+      root: Folder with `images/` and `fs-splits/{train,test}.csv`, lists of lines `path,label`.
+      image_size: Side of the images in pixels, to which they are resized, bilinearly with antialiasing.
+
+    Raises:
+      MissingFiles: If the lists are not there.
+      DataError: If a list is malformed or names what is not there.
+    """
+    root = Path(root)
+    tree = Folder(root)
+    listing = folder.listed(tree) if root.is_dir() else {}
+    if not {"train", "test"} <= set(listing):
+        raise MissingFiles(
+            f"meta-iNat is not complete in {root.absolute()}: it needs images/ with the training images of iNaturalist "
+            "2017 (https://github.com/visipedia/inat_comp/tree/master/2017; 186 GB) and fs-splits/train.csv and "
+            "test.csv of lines 'path,label' (https://github.com/daviswer/fewshotlocal makes them); set "
+            "--config.data.dir=FOLDER"
+        )
+    return folder.image_source(
+        f"inat2017-{image_size}", tree, lambda: listing, image_size, {"version": VERSION, "files": [tree.stamp()]}
+    )

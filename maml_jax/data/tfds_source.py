@@ -1,0 +1,225 @@
+"""Image classification data sets of tensorflow-datasets, read without TensorFlow."""
+
+import difflib
+import functools
+import os
+import socket
+import struct
+import urllib.request
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from maml_jax.data import folder
+from maml_jax.data.source import Source, stamp
+from maml_jax.errors import ConfigError, DataError
+
+VERSION = 1
+"""Raise it with any change to the pixels, so that stores are built anew."""
+TERMS = "From tensorflow-datasets; its catalogue (https://www.tensorflow.org/datasets/catalog) names origin and terms."
+_SPLITS = {"train": "train", "validation": "val", "val": "val", "test": "test"}
+
+
+def source(
+    name: str,
+    data_dir: str | os.PathLike[str] | None,
+    image_size: int,
+    split: str = "",
+    seed: int = 0,
+    download: bool = False,
+) -> Source:
+    """Returns a data set of tensorflow-datasets: uint8 `[images, size, size, channels]` per class, sorted by label.
+
+    All its images count, in whichever of its own splits they are, since those do not separate classes. Where they do,
+    as in the builders of `maml_jax.data.builders`, they are kept.
+
+    Args:
+      name: As `tfds.builder` takes it, such as 'stanford_dogs'. It must have one image and one class label.
+      data_dir: Where prepared data sets lie; None is its own default, `~/tensorflow_datasets`. Files of the formats
+        array_record and tfrecord can be read.
+      image_size: Side of the images in pixels, to which they are resized, bilinearly with antialiasing.
+      split: '' for the above and else 64, 16 and 20 % of the classes, drawn by `seed`; 'random' for these in any case;
+        or a JSON file of the classes of each split.
+      seed: Of the random split.
+      download: Whether to download and prepare it if it is not there. Many of its data sets need TensorFlow for that.
+
+    Raises:
+      ConfigError: If the package is not installed, or there is no such data set or split.
+      DataError: If it is not prepared, or no image classification data set.
+    """
+    if split not in ("", "random") and not split.endswith(".json"):
+        raise ConfigError(f"data.split is '{split}'; choose random or a .json file, or '' for the data set's own")
+    builder = _builder(name, data_dir, download)
+    examples = _Examples(builder)
+    chosen = folder.JsonSplit(Path(split)) if split.endswith(".json") else None
+
+    def listing() -> folder.Listing:
+        by_split = examples.by_split()
+        if chosen:
+            return chosen.pick(_merged(by_split))
+        together = sum(map(len, by_split.values())) > len(_merged(by_split))
+        if split == "random" or together or not set(by_split) <= set(_SPLITS) or len(by_split) < 2:
+            return folder.random_split(_merged(by_split), seed, examples)
+        return {_SPLITS[own]: classes for own, classes in by_split.items()}
+
+    files = [examples.stamp(), *([chosen.stamp()] if chosen else [])]
+    fingerprint = {"version": VERSION, "name": builder.info.full_name, "split": split, "seed": seed, "files": files}
+    safe_name = name.replace("/", "-").replace(":", "-")
+    return folder.image_source(
+        f"tfds-{safe_name}-{image_size}", examples, listing, image_size, fingerprint, channels=examples.channels
+    )
+
+
+def _builder(name: str, data_dir: str | os.PathLike[str] | None, download: bool) -> Any:
+    """Returns the builder of a data set that is prepared."""
+    try:
+        import tensorflow_datasets as tfds
+
+        from maml_jax.data import builders  # noqa: F401 (registers ours)
+    except ImportError as error:
+        raise ConfigError(
+            f"data.name='tfds:{name}' needs tensorflow-datasets ({error}); install it with pip install 'maml-jax[tfds]'"
+        ) from error
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        close = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), 3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else "; see https://www.tensorflow.org/datasets/catalog"
+        raise ConfigError(f"data.name='tfds:{name}': tensorflow-datasets has no such data set{hint}") from error
+    except (ValueError, AssertionError) as error:  # a version or a variant that does not exist
+        raise ConfigError(f"data.name='tfds:{name}': {' '.join(str(error).split())[:300]}") from error
+    if builder.info.splits:
+        return builder
+    way_out = (
+        f"prepare it where TensorFlow is installed, by: tfds build {name} --file_format=array_record, and copy the "
+        "folder, or name the folder it lies in with --config.data.dir=FOLDER"
+    )
+    if not download:
+        raise DataError(f"{name} is not prepared in {builder.data_dir}; set --config.data.download=True, or {way_out}")
+    try:
+        if not urllib.request.getproxies():
+            # Without any network it would try for minutes on end to reach a host.
+            socket.getaddrinfo("www.tensorflow.org", 443)
+        builder.download_and_prepare(file_format="array_record")
+    except Exception as error:  # whatever its script raises
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"tensorflow-datasets could not prepare {name}: {reason}; {way_out}") from error
+    return builder
+
+
+class _Examples:
+    """The images of a prepared data set as a tree: its members are '<split>/<number>'."""
+
+    def __init__(self, builder: Any):
+        import tensorflow_datasets as tfds
+
+        self.path = Path(builder.data_dir)
+        self._info = builder.info
+        features = dict(self._info.features.items()) if hasattr(self._info.features, "items") else {}
+        self._image = _only(features, tfds.features.Image, self._info)
+        self._label = _only(features, tfds.features.ClassLabel, self._info)
+        self._decoders = {key: tfds.decode.SkipDecoding() for key in features if key != self._label}
+        self.channels = features[self._image].shape[-1] or 3
+        if self.channels not in (1, 3):
+            raise DataError(f"{self._info.full_name} has images of {self.channels} channels; 1 or 3 can be read")
+
+    @functools.cached_property
+    def _records(self) -> dict[str, Sequence[bytes]]:
+        """The serialised examples of each of its splits."""
+        kind = self._info.file_format.value
+        readers = {"array_record": _open_array_records, "tfrecord": _TFRecords}
+        if kind not in readers:
+            raise DataError(f"{self.path} is in the format {kind}; array_record and tfrecord can be read")
+        return {split: readers[kind](info.filepaths) for split, info in self._info.splits.items()}
+
+    @property
+    def members(self) -> list[str]:
+        """See `Tree`."""
+        return [f"{split}/{i}" for split, records in self._records.items() for i in range(len(records))]
+
+    def stamp(self) -> dict[str, Any]:
+        """Returns the stamps of its files."""
+        files = sorted(Path(file) for info in self._info.splits.values() for file in info.filepaths)
+        try:
+            return {"files": [stamp(file) for file in files]}
+        except OSError as error:
+            raise DataError(f"{self.path} is incomplete: {error}") from error
+
+    def read(self, member: str) -> bytes:
+        """Returns an image file's content."""
+        split, _, i = member.rpartition("/")
+        return self._example(split, int(i))[self._image]
+
+    def by_split(self) -> dict[str, dict[str, list[str]]]:
+        """Returns the members of each class of its own splits, sorted by label; images without a label are left out."""
+        found = {}
+        name_of = self._info.features[self._label].int2str
+        for split, records in self._records.items():
+            classes: dict[int, list[str]] = defaultdict(list)
+            for i in range(len(records)):
+                label = int(self._example(split, i)[self._label])
+                if label >= 0:
+                    classes[label].append(f"{split}/{i}")
+            if classes:
+                found[split] = {name_of(label): classes[label] for label in sorted(classes)}
+        return found
+
+    def _example(self, split: str, i: int) -> dict[str, Any]:
+        try:
+            record = self._records[split][i]
+            return self._info.features.deserialize_example_np(record, decoders=self._decoders)
+        except Exception as error:  # a damaged record may raise anything
+            raise DataError(f"cannot read example {i} of '{split}' in {self.path}: {error!r}") from error
+
+
+def _only(features: dict[str, Any], kind: type, info: Any) -> str:
+    """Returns the name of the one feature of a kind."""
+    keys = [key for key, feature in features.items() if isinstance(feature, kind)]
+    preferred = [key for key in info.supervised_keys or () if key in keys]
+    if len(keys) != 1 and len(preferred) != 1:
+        raise DataError(
+            f"{info.full_name} is no image classification data set: it has {len(keys)} features of kind "
+            f"{kind.__name__}, expected one"
+        )
+    return (preferred or keys)[0]
+
+
+def _merged(by_split: dict[str, dict[str, list[str]]]) -> dict[str, list[str]]:
+    merged: dict[str, list[str]] = defaultdict(list)
+    for classes in by_split.values():
+        for name, members in classes.items():
+            merged[name] += members
+    return dict(merged)
+
+
+def _open_array_records(files: Sequence[str]) -> Sequence[bytes]:
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    return ArrayRecordDataSource([str(file) for file in files])
+
+
+class _TFRecords(Sequence[bytes]):
+    """TFRecord files as one sequence: each record is its length (8 bytes), a checksum (4), the content, another (4)."""
+
+    def __init__(self, files: Sequence[str]):
+        self._places: list[tuple[str, int, int]] = []
+        for file in map(str, files):
+            with open(file, "rb") as content:
+                size = os.fstat(content.fileno()).st_size
+                while header := content.read(12):
+                    length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size
+                    start = content.tell()
+                    if start + length + 4 > size:
+                        raise DataError(f"cannot read {file}: truncated")
+                    self._places.append((file, start, length))
+                    content.seek(start + length + 4)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, i: int) -> bytes:
+        file, start, length = self._places[i]
+        with open(file, "rb") as content:
+            content.seek(start)
+            return content.read(length)

@@ -1,0 +1,62 @@
+"""tiered-ImageNet (Ren et al. 2018): 608 classes of ImageNet, split by superclass into 351, 97 and 160.
+
+Read in the forms in which it is handed around: NumPy archives of BGR images, pickled lists of PNG files, or JPEG images
+in class folders.
+"""
+
+import os
+from pathlib import Path
+
+from maml_jax.data import arrays, folder
+from maml_jax.data.source import SPLITS, LazySplits, MissingFiles, Source, published_split, stamp
+from maml_jax.data.tree import Folder
+
+VERSION = 1
+"""Raise it with any change to the pixels, so that stores are built anew."""
+TERMS = (
+    "tiered-ImageNet, images of ImageNet (https://www.image-net.org): non-commercial research and education only, "
+    "under ImageNet's terms of access; cite Ren et al., 'Meta-Learning for Semi-Supervised Few-Shot Classification' "
+    "(2018)."
+)
+_FORMS = (("_images.npz", arrays.read_npz), ("_images_png.pkl", arrays.read_encoded))
+
+
+def source(root: str | os.PathLike[str], image_size: int = 84) -> Source:
+    """Returns tiered-ImageNet as a data set: RGB, uint8 `[images, size, size, 3]` per class, classes sorted by label.
+
+    Args:
+      root: Folder with `{train,val,test}_labels.pkl`, each a dict of `labels` (or `label_specific`, and perhaps its
+        names, `label_specific_str`), and either `{train,val,test}_images.npz`, of which `images` is uint8
+        `[images, 84, 84, 3]` in the order blue, green, red, or `{train,val,test}_images_png.pkl`, each a list of PNG
+        files; or with class folders in `train/`, `val/` and `test/`; or with class folders by WordNet number, as in
+        ImageNet, of which others than these 608 are left out.
+      image_size: Side of the images in pixels; images of another size are resized, bilinearly with antialiasing.
+
+    Raises:
+      MissingFiles: If no form is complete. That files are undamaged shows as they are read.
+    """
+    root = Path(root)
+    name, shape = f"tiered_imagenet-{image_size}", (image_size, image_size, 3)
+    labels = arrays.find(root, {split: [f"{split}_labels.pkl"] for split in SPLITS})
+    for suffix, read in _FORMS:
+        files = arrays.find(root, {split: [f"{split}{suffix}"] for split in SPLITS})
+        if len(files) == len(labels) == len(SPLITS):
+            splits = arrays.ArraySplits(lambda split: read(files[split], labels[split]), files, image_size)  # noqa: B023
+            fingerprint = {"version": VERSION, "files": [stamp(file) for file in (*files.values(), *labels.values())]}
+            return Source(name, fingerprint, shape, LazySplits(SPLITS, splits.classes_of))
+    if root.is_dir():
+        tree = Folder(root)
+        listing = folder.split_folders(tree)
+        if len(listing) < len(SPLITS):
+            classes, names = folder.class_folders(tree), published_split("tiered_imagenet")
+            listing = {split: {n: classes[n] for n in names[split] if n in classes} for split in SPLITS}
+        if all(listing.values()):
+            return folder.image_source(
+                name, tree, lambda: listing, image_size, {"version": VERSION, "files": [tree.stamp()]}
+            )
+    raise MissingFiles(
+        f"tiered-ImageNet is not complete in {root.absolute()}: it needs {{train,val,test}}_labels.pkl with "
+        "{train,val,test}_images.npz or _images_png.pkl, or class folders by WordNet number, in train/, val/ and test/ "
+        "or all in one. Get the files that https://github.com/renmengye/few-shot-ssl-public distributes, or the images "
+        "of ImageNet, and set --config.data.dir=FOLDER"
+    )

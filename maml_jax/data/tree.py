@@ -1,0 +1,219 @@
+"""Files below a folder or inside an archive, listed and read alike.
+
+Nothing is ever unpacked under its own name, so an archive made to write outside its folder cannot.
+"""
+
+import bz2
+import functools
+import gzip
+import hashlib
+import lzma
+import os
+import shutil
+import tarfile
+import tempfile
+import threading
+import weakref
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from maml_jax.data.source import stamp
+from maml_jax.errors import DataError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+_LIST_SUFFIXES = (".csv", ".txt", ".json")
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_DECOMPRESS = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_DAMAGE = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, NotImplementedError)
+
+
+class Tree(Protocol):
+    """A folder or an archive.
+
+    Attributes:
+      path: Where it is.
+    """
+
+    path: Path
+
+    @property
+    def members(self) -> list[str]:
+        """Sorted paths below the root, '/' between their parts: images, lists, and folders, which end in '/'.
+
+        Hidden files and those of other kinds are left out.
+        """
+        ...
+
+    def stamp(self) -> dict[str, Any]:
+        """Returns what stands for the content in a fingerprint."""
+        ...
+
+    def read(self, member: str) -> bytes:
+        """Returns a file's content.
+
+        Raises:
+          DataError: If it cannot be read.
+        """
+        ...
+
+
+def is_archive(path: Path) -> bool:
+    """Says whether a file is an archive, by its name."""
+    return path.name.lower().endswith(ARCHIVE_SUFFIXES) and path.is_file()
+
+
+def open_tree(path: Path) -> Tree:
+    """Opens a folder, or an archive: zip, or tar, also compressed by gzip, bzip2 or xz.
+
+    Raises:
+      DataError: If there is no such folder or archive.
+    """
+    if path.is_dir():
+        return Folder(path)
+    if is_archive(path):
+        return Zip(path) if path.suffix.lower() == ".zip" else Tar(path)
+    raise DataError(f"{path.absolute()} is neither a folder nor an archive ({', '.join(ARCHIVE_SUFFIXES)})")
+
+
+def is_image(member: str) -> bool:
+    """Says whether a member is an image, by its name."""
+    return member.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _is_kept(member: str) -> bool:
+    parts = member.rstrip("/").split("/")
+    if any(part.startswith((".", "__MACOSX")) for part in parts):
+        return False
+    return member.endswith(("/", *_LIST_SUFFIXES)) or is_image(member)
+
+
+class Folder:
+    """A folder; symbolic links are followed."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @functools.cached_property
+    def _status(self) -> dict[str, os.stat_result | None]:
+        """Each member's status; None for folders."""
+        try:
+            return dict(sorted(self._walk("")))
+        except OSError as error:
+            raise DataError(f"cannot list {self.path}: {error}") from error
+
+    def _walk(self, below: str) -> Iterator[tuple[str, os.stat_result | None]]:
+        with os.scandir(self.path / below) as entries:
+            for entry in entries:
+                member = below + entry.name + ("/" if entry.is_dir() else "")
+                if not _is_kept(member):
+                    continue
+                yield member, None if entry.is_dir() else entry.stat()
+                if entry.is_dir():
+                    yield from self._walk(member)
+
+    @property
+    def members(self) -> list[str]:
+        """See `Tree`."""
+        return list(self._status)
+
+    def stamp(self) -> dict[str, Any]:
+        """Returns one stamp for all files, which changes if one is added, removed or changed."""
+        digest = hashlib.sha256()
+        files = {member: status for member, status in self._status.items() if status}
+        for member, status in files.items():
+            digest.update(f"{member}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        return {"folder": self.path.name, "files": len(files), "stamps_sha256": digest.hexdigest()}
+
+    def read(self, member: str) -> bytes:
+        """See `Tree`."""
+        try:
+            return (self.path / member).read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read {self.path / member}: {error}") from error
+
+
+class Zip:
+    """A zip archive."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @functools.cached_property
+    def _zip(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self.path)
+        except _DAMAGE as error:
+            raise _damaged(str(self.path), error) from error
+
+    @functools.cached_property
+    def members(self) -> list[str]:
+        """See `Tree`."""
+        return sorted(filter(_is_kept, self._zip.namelist()))
+
+    def stamp(self) -> dict[str, Any]:
+        """Returns the archive's name, size and time of change."""
+        return stamp(self.path)
+
+    def read(self, member: str) -> bytes:
+        """See `Tree`."""
+        try:
+            return self._zip.read(member)
+        except (*_DAMAGE, KeyError, RuntimeError) as error:  # RuntimeError: encrypted
+            raise _damaged(f"{member} in {self.path}", error) from error
+
+
+class Tar:
+    """A tar archive. A compressed one is decompressed into a temporary file, since reading goes back and forth."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock = threading.Lock()
+
+    @functools.cached_property
+    def _infos(self) -> tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]:
+        try:
+            if decompress := _DECOMPRESS.get(self.path.suffix.lower()):
+                file = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as this object)
+                weakref.finalize(self, file.close)
+                with decompress(self.path) as compressed:
+                    shutil.copyfileobj(compressed, file, 1 << 20)
+            else:
+                file = self.path.open("rb")
+                weakref.finalize(self, file.close)
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - tarfile.BLOCKSIZE))
+            if file.read().strip(b"\0"):  # tarfile takes an archive that breaks off at a header for a whole one
+                raise EOFError("truncated: the end-of-archive mark is missing")
+            file.seek(0)
+            archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
+            return archive, {info.name + "/" * info.isdir(): info for info in archive if info.isfile() or info.isdir()}
+        except _DAMAGE as error:
+            raise _damaged(str(self.path), error) from error
+
+    @functools.cached_property
+    def members(self) -> list[str]:
+        """See `Tree`."""
+        return sorted(filter(_is_kept, self._infos[1]))
+
+    def stamp(self) -> dict[str, Any]:
+        """Returns the archive's name, size and time of change."""
+        return stamp(self.path)
+
+    def read(self, member: str) -> bytes:
+        """See `Tree`."""
+        archive, infos = self._infos
+        try:
+            with self._lock:
+                content = archive.extractfile(infos[member]).read()
+            if len(content) != infos[member].size:
+                raise EOFError("truncated")
+        except (*_DAMAGE, KeyError) as error:
+            raise _damaged(f"{member} in {self.path}", error) from error
+        return content
+
+
+def _damaged(what: str, error: Exception) -> DataError:
+    return DataError(f"cannot read {what}: {error or type(error).__name__}; download it again")

@@ -1,0 +1,249 @@
+"""Broken and hostile raw files, as the command line meets them: one clear error, and nothing else happens."""
+
+import gzip
+import io
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maml_jax import cli
+from tests.data import test_cifar, test_folder, test_mini_imagenet, test_tiered_imagenet
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def prepare(tmp_path, monkeypatch, capsys):
+    """Runs `prepare` on `tmp_path/raw`, from an empty folder; gives status, output and messages."""
+
+    def refuse(*_, **__):
+        raise urllib.error.URLError("no network in tests")
+
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+
+    def run(name, size, *arguments):
+        settings = {"name": name, "dir": tmp_path / "raw", "cache_dir": tmp_path / "cache", "image_size": size}
+        flags = [f"--config.data.{field}={value}" for field, value in settings.items()]
+        status = cli.main(["prepare", *flags, *arguments], configs=ROOT / "configs")
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+class Touch:
+    """Pickles as a command that makes a file `victim`."""
+
+    def __reduce__(self):
+        return os.system, ("touch victim",)
+
+
+def damage_mini(root, **contents):
+    test_mini_imagenet.write_pickles(root, **contents)
+
+
+def damage_cifar(root, damage):
+    test_cifar.write_folder(root, "")
+    damage(root / "data")
+
+
+def other_size(folder):
+    Image.new("RGB", (31, 32)).save(folder / "bee" / "000.png")
+
+
+def empty_class(folder):
+    for file in (folder / "bee").iterdir():
+        file.unlink()
+
+
+def two_splits(root):
+    test_folder.write_classes(root, prefix=lambda name: test_folder.SPLIT_OF[name])
+    test_folder.save(root / "val" / "ant" / "1.png", test_folder.pixels("ant", 0))
+
+
+def truncated_archive(root):
+    test_tiered_imagenet.write_npz(root)
+    os.truncate(root / "train_images.npz", (root / "train_images.npz").stat().st_size - 50)
+
+
+IMAGES = np.zeros((3, 8, 8, 3), np.uint8)
+CASES = {
+    "pickle that runs code": (
+        "mini_imagenet",
+        lambda root: damage_mini(root, val=pickle.dumps({"data": IMAGES, "labels": Touch()})),
+        r"raw/val\.pickle asks for (posix|nt)\.system.*not loaded",
+    ),
+    "labels that run code": (
+        "tiered_imagenet",
+        lambda root: test_tiered_imagenet.write_labels(
+            test_tiered_imagenet.write_npz(root), train=pickle.dumps(Touch())
+        ),
+        r"raw/train_labels\.pkl asks for (posix|nt)\.system.*not loaded",
+    ),
+    "wrong label count": (
+        "mini_imagenet",
+        lambda root: damage_mini(root, test={"data": IMAGES, "labels": [0, 1]}),
+        r"raw/test\.pickle: 'labels' is int64 \[2\], expected one integer for each of 3 images",
+    ),
+    "images of different sizes in a pickle": (
+        "mini_imagenet",
+        lambda root: damage_mini(root, train={"data": [IMAGES[0], IMAGES[0], IMAGES[0, :7]], "labels": [0, 1, 1]}),
+        r"raw/train_phase_train\.pickle: .* 'data' differ in shape: the first is \[8, 8, 3\], number 2 is \[7, 8, 3\]",
+    ),
+    "truncated npz": ("tiered_imagenet", truncated_archive, r"cannot read .*raw/train_images\.npz.*download it again"),
+    "truncated zip": (
+        "cifar_fs",
+        lambda root: (root / "cifar100.zip").write_bytes(b"PK\3\4 and no more"),
+        r"cannot read .*raw/cifar100\.zip.*download it again",
+    ),
+    "truncated tar": (
+        "fc100",
+        lambda root: (root / "cifar-100-python.tar.gz").write_bytes(gzip.compress(os.urandom(9999))[:5000]),
+        r"cannot read .*raw/cifar-100-python\.tar\.gz.*download it again",
+    ),
+    "image of another size": (
+        "cifar_fs",
+        lambda root: damage_cifar(root, other_size),
+        r"the image data/bee/000\.png in .*raw is 31 x 32 pixels, expected 32 x 32",
+    ),
+    "empty class": ("cifar_fs", lambda root: damage_cifar(root, empty_class), r"class 'bee' from .*raw has no images"),
+    "class in two splits": (
+        "folder",
+        two_splits,
+        r"class 'ant' from .*raw is in split 'train' and again in split 'val'",
+    ),
+    "no image": (
+        "folder",
+        lambda root: [test_folder.write_classes(root), (root / "bee" / "bee0.png").write_bytes(b"<html>")],
+        r"cannot read the image bee/bee0\.png in .*raw",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_clear_error(prepare, tmp_path, case):
+    name, damage, message = CASES[case]
+    damage(tmp_path / "raw")
+    status, out, err = prepare(name, 32)
+    assert status == 2
+    assert out == ""
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert re.search(message, errors[0]), errors[0]
+    assert "Traceback" not in err
+    assert list((tmp_path / "here").iterdir()) == [], "something was executed or left behind"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_commands_would_have_worked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pickle.loads(pickle.dumps(Touch()))
+    assert (tmp_path / "victim").exists()
+
+
+def test_grey_image_among_colour_ones_is_converted(prepare, tmp_path):
+    root = test_folder.write_classes(tmp_path / "raw")
+    Image.new("L", (16, 16), 200).save(root / "bee" / "bee0.png")
+    status, out, err = prepare("folder", 16)
+    assert status == 0, err
+    assert "16 x 16 pixels, 3 channels" in out
+
+
+def test_prepare_says_what_there_is_and_checks_it(prepare, tmp_path):
+    test_mini_imagenet.write_pickles(tmp_path / "raw")
+    status, _, err = prepare("mini_imagenet", 16, "--check")
+    assert (status, err.count("error: ")) == (2, 1)
+    assert "there is no store" in err
+    assert not (tmp_path / "cache").exists()
+    status, out, err = prepare("mini_imagenet", 16)
+    assert status == 0
+    assert "image-net.org" in out
+    assert re.search(r"train +3 classes +6 images +0\.0 MiB +mean 0\.\d+, 0\.\d+, 0\.\d+ +std", out)
+    assert "published train split of mini_imagenet has 64 classes, this one 3: results on it are not comparable" in err
+    assert prepare("mini_imagenet", 16)[:2] == prepare("mini_imagenet", 16, "--check")[:2] == (0, out)
+    file = next((tmp_path / "cache").rglob("val.npy"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    status, _, err = prepare("mini_imagenet", 16, "--check")
+    assert status == 2
+    assert "val.npy differs from its checksum" in err
+    assert cli.main(["train", "--check"], configs=ROOT / "configs") == 2
+
+
+SLOW = """
+import functools, signal, sys, time
+import numpy as np
+from pathlib import Path
+from maml_jax import cli, data
+from maml_jax.data.source import ClassImages, Source
+
+def load(c):
+    Path("begun").touch()
+    time.sleep(0.02)
+    return np.full((1, 16, 16, 3), c, np.uint8)
+
+classes = [ClassImages(str(c), 1, functools.partial(load, c)) for c in range(int(sys.argv[1]))]
+source = Source("slow", {}, (16, 16, 3), {"train": classes})
+data.DATA_SETS["slow"] = data.DataSet(lambda settings, root: source, "no terms")
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # as launch.py does
+flags = ["--config.data.name=slow", "--config.data.cache_dir=cache"]
+sys.exit(cli.main(["prepare", *flags], configs=Path(sys.argv[2]) / "configs"))
+"""
+
+
+def start(folder, classes):
+    command = [sys.executable, "-c", SLOW, str(classes), str(ROOT)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(tmp_path, number):
+    process = start(tmp_path, 100_000)
+    for _ in range(6000):
+        if (tmp_path / "begun").exists():
+            break
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert err.strip() == "interrupted"
+    assert [path.name for path in tmp_path.iterdir()] == ["begun"]
+
+
+def test_twice_at_once(tmp_path):
+    processes = [start(tmp_path, 20) for _ in range(2)]
+    outputs = [process.communicate(timeout=600) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0]
+    assert len(list((tmp_path / "cache" / "stores").iterdir())) == 1
+
+
+def test_png_bomb(prepare, tmp_path):
+    """An image that claims to be enormous is refused before it takes the memory."""
+    root = test_folder.write_classes(tmp_path / "raw")
+    header = io.BytesIO()
+    Image.new("1", (1, 1)).save(header, "PNG")
+    bomb = bytearray(header.getvalue())
+    bomb[16:24] = (60000).to_bytes(4, "big") * 2
+    (root / "bee" / "bee0.png").write_bytes(bomb)
+    status, _, err = prepare("folder", 16)
+    assert status == 2
+    assert "cannot read the image bee/bee0.png" in err

@@ -1,0 +1,242 @@
+"""Data sets of tensorflow-datasets, written and read without TensorFlow."""
+
+import io
+import json
+import socket
+import struct
+import sys
+import types
+import urllib.request
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maml_jax import data
+from maml_jax.data import store, tfds_source
+from maml_jax.errors import ConfigError, DataError
+from tests.data import test_cifar, test_cub200, test_mini_imagenet, test_tiered_imagenet
+from tests.data.test_data import settings
+
+tfds = pytest.importorskip("tensorflow_datasets")
+NAMES = ["ant", "bee", "cat", "dog", "eel"]
+
+
+def pixels(label, i, channels=3):
+    return np.random.default_rng([label, i]).integers(0, 256, (8, 8, channels), np.uint8)
+
+
+def png(array):
+    content = io.BytesIO()
+    Image.fromarray(array.squeeze()).save(content, "PNG")
+    return io.BytesIO(content.getvalue())
+
+
+class ToyInsects(tfds.core.GeneratorBasedBuilder):
+    """Five classes of three images in `train` and two in `test`, one of which has no label."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    CHANNELS = 3
+    LABEL = tfds.features.ClassLabel
+
+    def _info(self):
+        features = {
+            "name": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(None, None, self.CHANNELS), encoding_format="png"),
+            "label": self.LABEL(names=NAMES) if self.LABEL else np.int64,
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._make(range(3)), "test": self._make(range(3, 5))}
+
+    def _generate_examples(self):
+        pass
+
+    def _make(self, images):
+        for label in range(5):
+            for i in images:
+                known = label if (label, i) != (4, 4) or not self.LABEL else -1
+                image = png(pixels(label, i, self.CHANNELS))
+                yield f"{label}/{i}", {"name": f"{label} {i}", "image": image, "label": known}
+
+
+class ToyGrey(ToyInsects):
+    """The same in grey."""
+
+    CHANNELS = 1
+
+
+class ToyNumbers(ToyInsects):
+    """The same without class labels."""
+
+    LABEL = None
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder of prepared data sets."""
+    folder = tmp_path_factory.mktemp("tfds")
+    for builder in (ToyInsects, ToyGrey, ToyNumbers):
+        prepare(builder(data_dir=folder, file_format="array_record"))
+    return folder
+
+
+def prepare(builder, manual_dir=None):
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+    builder.download_and_prepare(download_config=config, file_format="array_record")
+
+
+def everything(source):
+    return {split: {c.name: c.load() for c in classes} for split, classes in source.splits.items()}
+
+
+def tfrecord(content):
+    return struct.pack("<Q", len(content)) + bytes(4) + content + bytes(4)
+
+
+def to_tfrecord(folder):
+    """Rewrites a prepared data set in TFRecord files, of which only lengths and contents are read."""
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    for file in folder.glob("*array_record*"):
+        records = ArrayRecordDataSource([str(file)])
+        new = file.with_name(file.name.replace("array_record", "tfrecord"))
+        new.write_bytes(b"".join(tfrecord(records[i]) for i in range(len(records))))
+        file.unlink()
+    info = folder / "dataset_info.json"
+    text = info.read_text().replace('"fileFormat": "array_record"', '"fileFormat": "tfrecord"')
+    info.write_text(text.replace("{FILEFORMAT}-array_record", "{FILEFORMAT}"))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["toy_insects", "toy_grey"])
+def test_classes_of_all_its_splits_are_dealt_out(prepared, name):
+    channels = 1 if name == "toy_grey" else 3
+    source = tfds_source.source(name, prepared, 8)
+    loaded = everything(source)
+    assert {split: len(classes) for split, classes in loaded.items()} == {"train": 3, "val": 1, "test": 1}
+    merged = {label: images for classes in loaded.values() for label, images in classes.items()}
+    assert sorted(merged) == NAMES
+    for label, key in enumerate(NAMES):
+        found = {image.tobytes() for image in merged[key]}
+        assert found == {pixels(label, i, channels).tobytes() for i in range(5) if (label, i) != (4, 4)}
+    assert source.digest() != tfds_source.source(name, prepared, 8, seed=1).digest()
+    store.verify(store.build(source, prepared / f"cache {name}", progress=False))
+    assert "tensorflow" not in sys.modules
+
+
+def test_json_split(prepared, tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"train": ["eel", "ant"], "test": ["dog"]}))
+    source = tfds_source.source("toy_insects", prepared, 8, str(file))
+    assert {split: list(classes) for split, classes in everything(source).items()} == {
+        "train": ["ant", "eel"],
+        "test": ["dog"],
+    }
+
+
+def test_tfrecord_reads_as_array_record_does(prepared, tmp_path):
+    one = everything(tfds_source.source("toy_insects", prepared, 8))
+    prepare(ToyInsects(data_dir=tmp_path, file_format="array_record"))
+    folder = to_tfrecord(tmp_path / "toy_insects" / "1.0.0")
+    other = everything(tfds_source.source("toy_insects", tmp_path, 8))
+    for split in one:
+        assert list(one[split]) == list(other[split])
+        for name in one[split]:
+            np.testing.assert_array_equal(one[split][name], other[split][name])
+    file = next(folder.glob("*train.tfrecord*"))
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"cannot read .*train\.tfrecord.*: truncated"):
+        dict(tfds_source.source("toy_insects", tmp_path, 8).splits)
+    file.unlink()
+    with pytest.raises(DataError, match=r"1\.0\.0 is incomplete: .*train\.tfrecord"):
+        tfds_source.source("toy_insects", tmp_path, 8)
+
+
+def test_damaged_array_record(tmp_path):
+    prepare(ToyInsects(data_dir=tmp_path, file_format="array_record"))
+    file = next((tmp_path / "toy_insects" / "1.0.0").glob("*train.array_record*"))
+    content = bytearray(file.read_bytes())
+    content[200:400] = bytes(200)
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"cannot read example \d+ of 'train' in .*toy_insects"):
+        store.build(tfds_source.source("toy_insects", tmp_path, 8), tmp_path / "cache", progress=False)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_unusable(prepared, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"no such data set; did you mean stanford_dogs"):
+        tfds_source.source("stanford_dog", prepared, 8)
+    with pytest.raises(ConfigError, match=r"tfds:toy_insects:9\.9\.9'"):
+        tfds_source.source("toy_insects:9.9.9", prepared, 8)
+    with pytest.raises(ConfigError, match=r"data\.split is 'vinyals'; choose random"):
+        tfds_source.source("toy_insects", prepared, 8, "vinyals")
+    with pytest.raises(DataError, match=r"toy_numbers/1\.0\.0 is no image classification data set: .*ClassLabel"):
+        tfds_source.source("toy_numbers", prepared, 8)
+    with pytest.raises(DataError, match=r"is not prepared in .*tfds build stanford_dogs --file_format=array_record"):
+        tfds_source.source("stanford_dogs", tmp_path, 8)
+
+    def offline(*_):
+        raise socket.gaierror("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", offline)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    with pytest.raises(DataError, match=r"could not prepare stanford_dogs: no network; prepare it where TensorFlow"):
+        tfds_source.source("stanford_dogs", tmp_path, 8, download=True)
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(
+        ConfigError, match=r"data\.name='tfds:x' needs tensorflow-datasets .*pip install 'maml-jax\[tfds\]'"
+    ):
+        tfds_source.source("x", prepared, 8)
+
+
+def test_prepared_on_demand(tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
+    stores = data.open_stores(
+        settings(tmp_path, name="tfds:toy_insects", dir=str(tmp_path / "raw"), image_size=8, download=True),
+        progress=False,
+    )
+    assert stores["train"].images.shape[1:] == (8, 8, 3)
+
+
+WRITERS = {
+    "mini_imagenet": test_mini_imagenet.write_pickles,
+    "tiered_imagenet": test_tiered_imagenet.write_npz,
+    "cifar_fs": lambda root: test_cifar.write_pickles(root, "cifar_fs"),
+    "fc100": lambda root: test_cifar.write_pickles(root, "fc100"),
+    "cub200": test_cub200.write_images,
+    "inat2017": test_cub200.write_inat,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_builders(tmp_path, name):
+    """Written by a builder and read again, a data set is what its source gives."""
+    import maml_jax.data.builders  # noqa: F401
+
+    (tmp_path / "raw").mkdir()
+    WRITERS[name](tmp_path / "raw")
+    prepare(tfds.builder(name, data_dir=tmp_path, file_format="array_record"), tmp_path / "raw")
+    size = 32 if name in ("cifar_fs", "fc100") else 84
+    direct = settings(tmp_path, name=name, dir=str(tmp_path / "raw"), image_size=size)
+    expected = everything(data.make_source(direct, progress=False))
+    loaded = everything(tfds_source.source(name, tmp_path, size))
+    assert list(loaded) == list(expected)
+    for split, classes in expected.items():
+        assert list(loaded[split]) == list(classes)
+        for key, images in classes.items():
+            np.testing.assert_array_equal(loaded[split][key], images)
+    examples = tfds.data_source(name, split="train", data_dir=tmp_path)
+    assert examples[0]["image"].shape == (size, size, 3)
+    assert examples[0]["label"] == 0
+    assert "tensorflow" not in sys.modules
+
+
+def test_builder_without_raw_files(tmp_path):
+    import maml_jax.data.builders
+
+    folder = types.SimpleNamespace(manual_dir=tmp_path)
+    assert maml_jax.data.builders._raw_files(folder) == tmp_path
+    with pytest.raises(DataError, match=r"mini-ImageNet is not complete in"):
+        prepare(tfds.builder("mini_imagenet", data_dir=tmp_path / "x", file_format="array_record"), tmp_path)
