@@ -13,7 +13,7 @@ import numpy as np
 import scipy.stats
 
 from maml_jax import experiment
-from maml_jax.data.sampler import DeviceImages, sample_task
+from maml_jax.data.stream import Feed, Images, episode
 from maml_jax.files import write_whole
 from maml_jax.meta.outer import task_loss
 from maml_jax.tree import PyTree
@@ -56,24 +56,24 @@ class Evaluator:
 
     Args:
       config: the configuration.
-      images: the split's images.
+      images: the split's images, on the device or on the host.
       split: its name.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, images: DeviceImages, split: str):
+    def __init__(self, config: ml_collections.ConfigDict, images: Images, split: str):
         spec = experiment.eval_tasks(config, split)
-        model = experiment.build_model(config, spec.way, images.pixels.shape[1:])
+        model = experiment.build_model(config, spec.way, experiment.image_shape(config, images))
         inner = experiment.build_inner(config)
-        self._images = images
+        self._spec, self._images = spec, images
 
         @jax.jit
-        def run_tasks(params, stats, images, indices):
-            def run(index):
-                episode = sample_task(spec, images, index)
-                _, result = task_loss(model, inner, params, stats, episode, config.eval.steps, train=False)
+        def run_tasks(params, stats, images, call):
+            def run(slot):
+                task = episode(spec, images, call, slot, call * _TASKS_PER_CALL + slot)
+                _, result = task_loss(model, inner, params, stats, task, config.eval.steps, train=False)
                 return result.accuracy, result.loss
 
-            return jax.lax.map(run, indices)
+            return jax.lax.map(run, jnp.arange(_TASKS_PER_CALL, dtype=jnp.int32))
 
         self._run_tasks = run_tasks
 
@@ -89,10 +89,12 @@ class Evaluator:
           progress: called now and then with the number of tasks done.
         """
         outcomes = []
-        for start in range(0, tasks, _TASKS_PER_CALL):
-            indices = jnp.arange(start, start + _TASKS_PER_CALL, dtype=jnp.int32)  # a surplus at the end is cut off
-            outcomes.append(jax.device_get(self._run_tasks(params, stats, self._images, indices)))
-            progress(min(start + _TASKS_PER_CALL, tasks))
+        calls = math.ceil(tasks / _TASKS_PER_CALL)  # a surplus at the end is cut off
+        with Feed(self._spec, self._images, _TASKS_PER_CALL, 0, calls, most=1) as feed:
+            for call in range(calls):
+                ((images, _),) = feed.between(call, call + 1)
+                outcomes.append(jax.device_get(self._run_tasks(params, stats, images, jnp.int32(call))))
+                progress(min((call + 1) * _TASKS_PER_CALL, tasks))
         accuracies, losses = (np.concatenate(x)[:tasks] for x in zip(*outcomes, strict=True))
         return Evaluation(accuracies, losses)
 
@@ -119,6 +121,7 @@ def write(workdir: Path, config: ml_collections.ConfigDict, evaluation: Evaluati
             "shot": e.shot,
             "query": e.query,
             "inner_steps": e.steps,
+            "augment": e.augment,
             "norm": config.model.norm,
             "transductive": "batch" in config.model.norm,
             "checkpoint": e.checkpoint,
