@@ -17,15 +17,18 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.dir = ""  # folder of the raw files; '' is datasets/<name> (cifar100 for cifar_fs and fc100; TFDS's own)
     c.data.download = True  # fetch the raw files if missing: omniglot, cifar_fs, fc100, cub200, tfds:NAME
     c.data.cache_dir = ""  # folder for built stores; '' means the user's cache folder
-    c.data.image_size = 28  # side of the images in pixels, at least 16
+    c.data.image_size = 28  # side of the images that the model sees in pixels, at least 16
+    c.data.stored_size = 0  # side of the images that are stored, which augmentation starts from; 0: image_size
+    c.data.placement = "auto"  # device (images in its memory), host (streamed from disk) or auto (device if they fit)
+    c.data.device_share = 0.5  # for auto: largest share of the device's memory that the images may take, in (0, 1]
     # omniglot: vinyals (1028/172/423 characters) or random (1100/100/423); cub200: closerlook or feat; folder and
     # tfds:NAME: random (64/16/20 % of the classes) or a JSON file {"train": [class names], "val": [...], "test": [...]}
     c.data.split = ""  # classes of each split, where there is a choice; '' is the first named, or as the files have it
     c.data.split_seed = 0  # of random splits, and of the glyphs drawn
     c.data.rotations = False  # in training, a class turned by 90, 180 or 270 degrees counts as a class of its own
-    c.data.normalize = "none"  # none (pixels in [0, 1]) or imagenet (its mean and deviation per channel)
-    c.data.support_augment = "none"  # none or flip; of support images, in training only
-    c.data.query_augment = "none"  # none or flip; of query images, in training only
+    c.data.normalize = "none"  # none (pixels in [0, 1]), imagenet (its mean and deviation) or dataset (its own)
+    c.data.support_augment = "none"  # none, flip, crop, color, resize or enlarge; of support images, in training only
+    c.data.query_augment = "none"  # the same choices; of query images, in training only
 
     c.task = ml_collections.ConfigDict()  # a training episode
     c.task.way = 5  # classes
@@ -87,5 +90,6 @@ def get_config() -> ml_collections.ConfigDict:
     c.eval.shot = c.task.get_oneway_ref("shot")  # support images per class
     c.eval.query = c.task.get_oneway_ref("query")  # query images per class; the figure depends on it
     c.eval.steps = c.inner.get_oneway_ref("steps")  # inner steps at test
+    c.eval.augment = "none"  # none, or enlarge: scaled to 256/224 of image_size, of which the middle is taken
     c.eval.checkpoint = "best"  # best (by validation) or latest
     return c.lock()

@@ -16,7 +16,8 @@ from ml_collections import config_flags
 from maml_jax import config as config_lib
 from maml_jax import data, evaluate, experiment, train
 from maml_jax.checkpoint import Checkpoints
-from maml_jax.data.sampler import DeviceImages, to_device
+from maml_jax.data.store import ClassStore
+from maml_jax.data.stream import Images, place
 from maml_jax.errors import ConfigError, UserError
 from maml_jax.files import write_whole
 from maml_jax.progress import duration, say, silence
@@ -152,7 +153,7 @@ def _run(verb: str, config: ml_collections.ConfigDict, workdir: Path) -> int:
     if config.model.precision == "float32":
         jax.config.update("jax_default_matmul_precision", "float32")
     experiment.check_devices(config)
-    stores = data.open_stores(config.data)
+    stores = data.open_stores(experiment.stored_data(config))
     experiment.check_data(config, stores, training=verb == "train")
     jax.config.update("jax_compilation_cache_dir", str(data.default_cache_dir() / "xla"))
     say(
@@ -165,13 +166,14 @@ def _run(verb: str, config: ml_collections.ConfigDict, workdir: Path) -> int:
             write_whole(stored, lambda file: file.write(config_lib.to_json(config).encode()))
         splits = ["train", "val"] if config.train.validate_every else ["train"]
         try:
-            train.train(config, {split: to_device(stores[split]) for split in splits}, workdir)
+            train.train(config, _placed(config, {split: stores[split] for split in splits}), workdir)
         except train.Interrupted as interrupted:
             say(str(interrupted))
             return 130
     else:
         _existing(workdir)
-    _evaluate(config, to_device(stores[config.eval.split]), workdir)
+    split = config.eval.split
+    _evaluate(config, _placed(config, {split: stores[split]})[split], workdir)
     return 0
 
 
@@ -194,10 +196,18 @@ def _start_jax(parallel: ml_collections.ConfigDict) -> None:
         silence()
 
 
-def _evaluate(config: ml_collections.ConfigDict, images: DeviceImages, workdir: Path) -> None:
+def _placed(config: ml_collections.ConfigDict, stores: dict[str, ClassStore]) -> dict[str, Images]:
+    images = place(stores, config.data.placement, config.data.device_share)
+    if images == stores:
+        size = sum(store.nbytes for store in stores.values())
+        say(f"the {' and '.join(stores)} images ({size / 2**30:.2f} GiB) stay on the host and are streamed")
+    return images
+
+
+def _evaluate(config: ml_collections.ConfigDict, images: Images, workdir: Path) -> None:
     e = config.eval
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        state = checkpoints.restore(e.checkpoint, train.fresh_state(config, images.pixels.shape[1:]))
+        state = checkpoints.restore(e.checkpoint, train.fresh_state(config, experiment.image_shape(config, images)))
     began = last = time.monotonic()
 
     def progress(done):
@@ -219,7 +229,7 @@ def _evaluate(config: ml_collections.ConfigDict, images: DeviceImages, workdir: 
 
 
 def _prepare(config: ml_collections.ConfigDict, check: bool) -> int:
-    report = data.prepare(config.data, check=check)
+    report = data.prepare(experiment.stored_data(config), check=check)
     print(f"{report['name']}: verified {report['path']}\n{report['terms']}")
     height, width, channels = report["image_shape"]
     for split, facts in report["splits"].items():

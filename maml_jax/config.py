@@ -8,7 +8,7 @@ from typing import Any
 
 import ml_collections
 
-from maml_jax.data.augment import AUGMENTATIONS, NORMALIZATIONS
+from maml_jax.data.augment import AUGMENTATIONS
 from maml_jax.errors import ConfigError
 from maml_jax.meta.parallel import BACKENDS
 from maml_jax.nn.model import ENCODERS, HEADS
@@ -40,7 +40,10 @@ def _is_pattern(value: str) -> bool:
 _RULES: dict[str, Rule] = {
     "seed": (lambda value: 0 <= value < 2**32, "must be in [0, 2**32)"),
     "data.image_size": _at_least(16),
-    "data.normalize": _one_of(*NORMALIZATIONS),
+    "data.stored_size": _at_least(0),
+    "data.placement": _one_of("device", "host", "auto"),
+    "data.device_share": (lambda value: 0 < value <= 1, "must be in (0, 1]"),
+    "data.normalize": _one_of("none", "imagenet", "dataset"),
     "data.support_augment": _one_of(*AUGMENTATIONS),
     "data.query_augment": _one_of(*AUGMENTATIONS),
     "task.way": _at_least(2),
@@ -89,6 +92,7 @@ _RULES: dict[str, Rule] = {
     "eval.shot": _at_least(1),
     "eval.query": _at_least(1),
     "eval.steps": _at_least(0),
+    "eval.augment": _one_of("none", "enlarge"),
     "eval.checkpoint": _one_of("best", "latest"),
 }
 
@@ -110,6 +114,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(f"parallel.process={p.process} must be less than parallel.processes={p.processes}")
     if p.processes > 1 and not p.coordinator:
         raise ConfigError("parallel.processes > 1 needs --config.parallel.coordinator=HOST:PORT of the first process")
+    if 0 < config.data.stored_size < config.data.image_size:
+        raise ConfigError(
+            f"data.stored_size={config.data.stored_size} is smaller than data.image_size={config.data.image_size}, "
+            "which the model sees; raise it with --config.data.stored_size=SIDE, or give 0 to store that size"
+        )
     tasks, at_once = config.train.tasks, config.train.tasks_at_once
     if at_once and tasks % at_once:
         raise ConfigError(f"train.tasks_at_once={at_once} does not divide train.tasks={tasks}")
@@ -167,6 +176,8 @@ _FREE = (
     "data.dir",
     "data.cache_dir",
     "data.download",
+    "data.placement",
+    "data.device_share",
     "train.steps",
     "train.report_every",
     "train.checkpoint_every",

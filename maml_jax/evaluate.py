@@ -12,7 +12,8 @@ import numpy as np
 import scipy.stats
 
 from maml_jax import experiment
-from maml_jax.data.sampler import DeviceImages, sample_task
+from maml_jax.data.sampler import DeviceImages
+from maml_jax.data.stream import Feed, Images, episode
 from maml_jax.files import write_whole
 from maml_jax.meta.outer import task_loss
 from maml_jax.meta.parallel import AXIS, my_share, replicate, spread
@@ -56,25 +57,26 @@ class Evaluator:
 
     Args:
       config: the configuration.
-      images: the split's images.
+      images: the split's images, on the device or on the host.
       split: its name.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, images: DeviceImages, split: str):
+    def __init__(self, config: ml_collections.ConfigDict, images: Images, split: str):
         spec = experiment.eval_tasks(config, split)
-        model = experiment.build_model(config, spec.way, images.pixels.shape[1:])
+        model = experiment.build_model(config, spec.way, experiment.image_shape(config, images))
         inner = experiment.build_inner(config)
         devices = self._devices = jax.devices()
+        self._spec = spec
+        self._images = replicate(images, devices) if isinstance(images, DeviceImages) else images
         self._tasks_per_call = -(-_TASKS_PER_CALL // len(devices)) * len(devices)
-        self._images = replicate(images, devices)
 
-        def run_tasks(params, stats, images, start):
-            def run(index):
-                episode = sample_task(spec, images, index)
-                _, result = task_loss(model, inner, params, stats, episode, config.eval.steps, train=False)
+        def run_tasks(params, stats, images, call):
+            def run(slot):
+                task = episode(spec, images, call, slot, self._tasks_per_call)
+                _, result = task_loss(model, inner, params, stats, task, config.eval.steps, train=False)
                 return result.accuracy, result.loss
 
-            share = jax.lax.map(run, start + my_share(self._tasks_per_call))
+            share = jax.lax.map(run, my_share(self._tasks_per_call))
             return jax.lax.all_gather(share, AXIS, tiled=True)
 
         self._run_tasks = spread(run_tasks, devices, config.parallel.backend)
@@ -92,9 +94,12 @@ class Evaluator:
         """
         outcomes = []
         params, stats = replicate((params, stats), self._devices)
-        for start in range(0, tasks, self._tasks_per_call):  # a surplus at the end is cut off
-            outcomes.append(jax.device_get(self._run_tasks(params, stats, self._images, np.int32(start))))
-            progress(min(start + self._tasks_per_call, tasks))
+        calls = math.ceil(tasks / self._tasks_per_call)  # a surplus at the end is cut off
+        with Feed(self._spec, self._images, self._devices, self._tasks_per_call, 0, calls, most=1) as feed:
+            for call in range(calls):
+                ((images, _),) = feed.between(call, call + 1)
+                outcomes.append(jax.device_get(self._run_tasks(params, stats, images, np.int32(call))))
+                progress(min((call + 1) * self._tasks_per_call, tasks))
         accuracies, losses = (np.concatenate(x)[:tasks] for x in zip(*outcomes, strict=True))
         return Evaluation(accuracies, losses)
 
@@ -121,6 +126,7 @@ def write(workdir: Path, config: ml_collections.ConfigDict, evaluation: Evaluati
             "shot": e.shot,
             "query": e.query,
             "inner_steps": e.steps,
+            "augment": e.augment,
             "norm": config.model.norm,
             "transductive": "batch" in config.model.norm,
             "checkpoint": e.checkpoint,

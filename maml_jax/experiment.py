@@ -6,8 +6,11 @@ import jax
 import ml_collections
 import optax
 
+from maml_jax import data
+from maml_jax.data.augment import Statistics
 from maml_jax.data.sampler import TaskSpec, check_fit
 from maml_jax.data.store import ClassStore
+from maml_jax.data.stream import Images
 from maml_jax.errors import ConfigError, DataError
 from maml_jax.meta import inner
 from maml_jax.meta.parallel import choose_devices
@@ -69,14 +72,56 @@ def train_tasks(config: ml_collections.ConfigDict) -> TaskSpec:
         rotations=d.rotations,
         support_augment=d.support_augment,
         query_augment=d.query_augment,
-        normalize=d.normalize,
+        normalization=normalization(config),
+        size=d.image_size,
     )
 
 
 def eval_tasks(config: ml_collections.ConfigDict, split: str) -> TaskSpec:
-    """The tasks of validation and test: not augmented, classes not turned."""
+    """The tasks of validation and test: classes not turned, images not augmented at random."""
     e = config.eval
-    return TaskSpec(config.seed, split, e.way, e.shot, e.query, normalize=config.data.normalize)
+    return TaskSpec(
+        config.seed,
+        split,
+        e.way,
+        e.shot,
+        e.query,
+        support_augment=e.augment,
+        query_augment=e.augment,
+        normalization=normalization(config),
+        size=config.data.image_size,
+    )
+
+
+def normalization(config: ml_collections.ConfigDict) -> Statistics | None:
+    """Mean and deviation per channel that `data.normalize` stands for; None for 'none'.
+
+    Raises:
+      ConfigError: it is 'dataset', and none are published for the data set.
+    """
+    if config.data.normalize == "none":
+        return None
+    if config.data.normalize == "imagenet":
+        return data.IMAGENET_STATISTICS
+    statistics = data.data_set(config.data.name).statistics
+    if statistics is None:
+        raise ConfigError(
+            f"data.normalize='dataset', but no statistics are in use for {config.data.name!r}; "
+            "use --config.data.normalize=none"
+        )
+    return statistics
+
+
+def stored_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """`config.data` as the store is built from it: its `image_size` is that of the stored images."""
+    settings = config.data.copy_and_resolve_references()
+    settings.image_size = settings.stored_size or settings.image_size
+    return settings
+
+
+def image_shape(config: ml_collections.ConfigDict, images: Images) -> tuple[int, int, int]:
+    """Height, width and channels of an image as the model sees it."""
+    return config.data.image_size, config.data.image_size, images.image_shape[2]
 
 
 def devices(config: ml_collections.ConfigDict) -> list[jax.Device]:
@@ -133,8 +178,8 @@ def check_data(config: ml_collections.ConfigDict, stores: Mapping[str, ClassStor
             raise DataError(f"data.name={config.data.name!r} has no {split!r} split; it has {', '.join(stores)}")
         check_fit(spec, stores[split], section)
         channels = stores[split].image_shape[2]
-        if config.data.normalize != "none" and channels != 3:
+        if spec.normalization and channels != len(spec.normalization[0]):
             raise DataError(
-                f"data.normalize={config.data.normalize!r} is for colour images, but those of "
-                f"{config.data.name!r} have {channels} channel; use --config.data.normalize=none"
+                f"data.normalize={config.data.normalize!r} is for images of {len(spec.normalization[0])} channels, "
+                f"but those of {config.data.name!r} have {channels}; use --config.data.normalize=none"
             )

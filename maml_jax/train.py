@@ -15,7 +15,8 @@ from jax import lax
 
 from maml_jax import experiment
 from maml_jax.checkpoint import Checkpoints
-from maml_jax.data.sampler import DeviceImages, TaskSpec, sample_tasks
+from maml_jax.data.sampler import DeviceImages, TaskSpec
+from maml_jax.data.stream import Feed, Images, TaskChunk, episodes
 from maml_jax.evaluate import Evaluator
 from maml_jax.files import MetricsWriter, NoMetrics
 from maml_jax.meta.inner import InnerLoop
@@ -31,7 +32,7 @@ class Interrupted(Exception):
 
 def run_steps(
     state: MetaState,
-    images: DeviceImages,
+    images: DeviceImages | TaskChunk,
     count: jax.Array,
     *,
     model: Model,
@@ -51,8 +52,8 @@ def run_steps(
 
     def one(i, carry):
         state, log = carry
-        episodes = sample_tasks(spec, images, state.step * tasks + my_share(tasks))
-        state, results = meta_step(model, inner, optimizer, state, episodes, steps, tasks_at_once, AXIS)
+        batch = episodes(spec, images, state.step, tasks, my_share(tasks))
+        state, results = meta_step(model, inner, optimizer, state, batch, steps, tasks_at_once, AXIS)
         measured = {"loss": results.loss.mean(), "accuracy": results.accuracy.mean()}
         return state, jax.tree.map(lambda row, value: row.at[i].set(value), log, measured)
 
@@ -67,7 +68,7 @@ def fresh_state(config: ml_collections.ConfigDict, image_shape: tuple[int, int, 
     return init_state(model, experiment.build_outer(config), jax.random.key(config.seed))
 
 
-def train(config: ml_collections.ConfigDict, images: Mapping[str, DeviceImages], workdir: Path) -> None:
+def train(config: ml_collections.ConfigDict, images: Mapping[str, Images], workdir: Path) -> None:
     """Trains until `train.steps`, from the latest checkpoint in the work directory if there is one.
 
     Writes `metrics.jsonl`, TensorBoard events and checkpoints. The result is the same whether or not it was
@@ -81,22 +82,25 @@ def train(config: ml_collections.ConfigDict, images: Mapping[str, DeviceImages],
     Raises:
       Interrupted: SIGINT or SIGTERM came; the steps taken are in the latest checkpoint.
     """
-    state = fresh_state(config, images["train"].pixels.shape[1:])
+    state = fresh_state(config, experiment.image_shape(config, images["train"]))
     with Checkpoints(workdir / "checkpoints") as checkpoints, _StopSignal() as stop:
         resumed = checkpoints.latest_step("latest")
         if resumed is not None:
             state = checkpoints.restore("latest", state)
             say(f"continuing at meta-step {resumed} of {config.train.steps}")
-        with MetricsWriter(workdir, resumed or 0) if jax.process_index() == 0 else NoMetrics() as metrics:
-            _loop(config, images, state, checkpoints, metrics, stop)
+        c, devices = config.train, experiment.devices(config)
+        tasks, start = experiment.train_tasks(config), resumed or 0
+        feed = Feed(tasks, images["train"], devices, c.tasks, start, c.steps, c.report_every)
+        with MetricsWriter(workdir, start) if jax.process_index() == 0 else NoMetrics() as metrics, feed:
+            _loop(config, images, feed, state, checkpoints, metrics, stop)
 
 
-def _loop(config, images, state, checkpoints, metrics, stop):
+def _loop(config, images, feed, state, checkpoints, metrics, stop):
     c = config.train
     devices = experiment.devices(config)
     run = functools.partial(
         run_steps,
-        model=experiment.build_model(config, config.task.way, images["train"].pixels.shape[1:]),
+        model=experiment.build_model(config, config.task.way, experiment.image_shape(config, images["train"])),
         inner=experiment.build_inner(config),
         optimizer=experiment.build_outer(config),
         spec=experiment.train_tasks(config),
@@ -106,7 +110,7 @@ def _loop(config, images, state, checkpoints, metrics, stop):
         report_every=c.report_every,
     )
     advance = spread(run, devices, config.parallel.backend, donate=(0,))
-    state, images = replicate((state, dict(images)), devices)
+    state = replicate(state, devices)
     validator = Evaluator(config, images["val"], "val") if c.validate_every else None
     step = int(state.step)
     report = _Report(config, metrics, step)
@@ -114,9 +118,13 @@ def _loop(config, images, state, checkpoints, metrics, stop):
         say("compiling the meta-step; this takes a moment the first time")
     while step < c.steps:
         until = min(c.steps, *(_next(step, every) for every in (c.report_every, c.checkpoint_every, c.validate_every)))
-        state, log = advance(state, images["train"], np.int32(until - step))
+        logs = []
+        for tasks, count in feed.between(step, until):
+            state, log = advance(state, tasks, np.int32(count))
+            jax.block_until_ready(logs[-1:])  # two calls under way at most, since each may hold its tasks' images
+            logs.append((count, log))
         report.show_last()  # while the device computes the next ones
-        report.add(step, until, log)
+        report.add(step, until, logs)
         step = until
         at_end = step == c.steps
         if validator and (step % c.validate_every == 0 or at_end):
@@ -156,18 +164,18 @@ class _Report:
         self._clock = time.perf_counter()
         self._started = None  # set after the first call, which includes compilation
 
-    def add(self, start, end, log):
-        self._pending = (start, end, log)
+    def add(self, start, end, logs):
+        self._pending = (start, end, logs)
 
     def show_last(self):
         if self._pending is None:
             return
-        start, end, log = self._pending
+        start, end, logs = self._pending
         self._pending = None
-        count = end - start
-        loss, accuracy = (float(jax.device_get(log[name])[:count].mean()) for name in ("loss", "accuracy"))
+        logs = [{name: values[:count] for name, values in log.items()} for count, log in jax.device_get(logs)]
+        loss, accuracy = (float(np.concatenate([log[name] for log in logs]).mean()) for name in ("loss", "accuracy"))
         now = time.perf_counter()
-        rate = count * self._config.train.tasks / (now - self._clock)
+        rate = (end - start) * self._config.train.tasks / (now - self._clock)
         self._clock = now
         self._metrics.write(end, "train", loss=loss, accuracy=accuracy, tasks_per_second=rate)
         left = ""

@@ -256,7 +256,7 @@ def _jax(row: Row, loop: bool = False, plain_conv: bool = False, **how) -> Side:
     state = replicate(init_state(model, optimizer, jax.random.key(0)), devices)
 
     if loop:
-        spec = TaskSpec(0, "train", row.way, row.shot, row.query)
+        spec = TaskSpec(0, "train", row.way, row.shot, row.query, size=row.side)
         pixels = np.random.default_rng(0).integers(0, 256, (64 * 30, row.side, row.side, row.channels), np.uint8)
         data = DeviceImages(pixels, np.arange(65, dtype=np.int32) * 30)
 

@@ -67,6 +67,7 @@ def test_train_evaluate_resume(launch, tmp_path):
         "shot": 1,
         "query": 2,
         "inner_steps": 1,
+        "augment": "none",
         "norm": "batch",
         "transductive": True,
         "checkpoint": "best",
@@ -94,6 +95,26 @@ def test_train_evaluate_resume(launch, tmp_path):
     assert "another --workdir" in err
 
 
+def test_larger_stored_images_on_the_host(launch, tmp_path):
+    """Training crops them, evaluation takes their middle, and the model sees the size asked for."""
+    status, out, err = launch(
+        "--workdir",
+        tmp_path / "run",
+        *TINY,
+        "--config.data.placement=host",
+        "--config.data.stored_size=20",
+        "--config.data.support_augment=resize",
+        "--config.data.query_augment=color",
+        "--config.eval.augment=enlarge",
+        "--config.train.validate_every=0",
+        "--config.eval.checkpoint=latest",
+    )
+    assert status == 0
+    assert out.startswith("test accuracy")
+    assert re.search(r"the train images \(0\.00 GiB\) stay on the host", err)
+    assert "the test images" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -113,7 +134,13 @@ def test_train_evaluate_resume(launch, tmp_path):
         (["--config.eval.way=3"], r"eval\.way=3 differs from task\.way=5.*model\.head=zero"),
         (["--config.train.tasks_at_once=3"], r"tasks_at_once=3 does not divide train\.tasks=8"),
         (["--config.train.validate_every=0"], r"eval\.checkpoint=latest"),
-        (["--config.data.normalize=imagenet"], r"data\.normalize.*colour.*normalize=none"),
+        (["--config.data.normalize=imagenet"], r"data\.normalize='imagenet'.*3 channels.*have 1.*normalize=none"),
+        (["--config.data.normalize=dataset"], r"data\.normalize='dataset'.*'glyphs'.*normalize=none"),
+        (["--config.data.stored_size=20"], r"data\.stored_size=20 is smaller than data\.image_size=28.*stored_size="),
+        (["--config.data.placement=disk"], r"data\.placement='disk' must be one of device, host, auto"),
+        (["--config.data.device_share=0"], r"data\.device_share=0\.0 must be in \(0, 1\]"),
+        (["--config.data.query_augment=blur"], r"data\.query_augment='blur' must be one of none, flip, crop"),
+        (["--config.eval.augment=color"], r"eval\.augment='color' must be one of none, enlarge"),
         (["--config", "nowhere.py"], r"nowhere\.py"),
         (["--wrkdir", "x"], r"wrkdir.*workdir"),
         (["tain"], r"'tain'.*train, evaluate, prepare"),

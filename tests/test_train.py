@@ -11,7 +11,9 @@ import pytest
 from configs import default
 from maml_jax import experiment, train
 from maml_jax.checkpoint import Checkpoints
+from maml_jax.data import stream
 from maml_jax.data.sampler import DeviceImages
+from maml_jax.data.store import ClassStore
 from maml_jax.errors import DataError
 from maml_jax.evaluate import Evaluation, Evaluator
 from maml_jax.files import MetricsWriter, write_whole
@@ -72,6 +74,34 @@ def test_an_interrupted_run_ends_with_the_same_bits(config, images, tmp_path):
     assert steps(records(whole), "val") == [4, 8, 12]
     losses = {x["step"]: x["loss"] for x in records(whole)}
     assert all(np.isclose(losses[x["step"]], x["loss"], rtol=0.5) for x in records(parts) if x["step"] in losses)
+
+
+def test_images_on_the_host_end_with_the_same_bits(config, images, tmp_path, monkeypatch):
+    """Streamed in chunks that no report, checkpoint or stop falls in line with; with validation, and after a stop."""
+    monkeypatch.setattr(stream, "_CHUNK_BYTES", 2 * 2 * 2 * 3 * 16 * 16)  # two meta-steps
+    resident, streamed = tmp_path / "resident", tmp_path / "streamed"
+    for workdir in (resident, streamed):
+        workdir.mkdir()
+    train.train(config, images, resident)
+
+    on_host = {
+        split: ClassStore(np.asarray(x.pixels), np.asarray(x.offsets, np.int64), tuple("abcdef"), split)
+        for split, x in images.items()
+    }
+    config.train.steps = 7
+    train.train(config, on_host, streamed)
+    config.train.steps = 12
+    train.train(config, on_host, streamed)
+    expected, actual = (final(workdir, config, images) for workdir in (resident, streamed))
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+    reports = lambda workdir: {(r["step"], r["split"]): r["accuracy"] for r in records(workdir)}  # noqa: E731
+    ours, theirs = reports(streamed), reports(resident)
+    assert {step for step, split in ours if split == "val"} == {4, 7, 8, 12}
+    shared = (ours.keys() & theirs.keys()) - {(8, "train")}  # after the stop at 7, a mean over other meta-steps
+    assert len(shared) == 10
+    for key in shared:
+        np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-6)
 
 
 def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on(config, images, tmp_path, monkeypatch):

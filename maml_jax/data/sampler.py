@@ -1,7 +1,8 @@
 """Few-shot tasks drawn from a class store, inside the compiled program.
 
 A task is a function of (seed, split, index) and of nothing else: not of the device, nor of how many tasks are drawn at
-once, nor of what was drawn before.
+once, nor of what was drawn before. It is made in two steps, so that `stream` can do the first on the host: `draw_task`
+says which images make it up, `finish_task` augments and labels them.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maml_jax.data.augment import prepare
+from maml_jax.data.augment import Statistics, prepare
 from maml_jax.data.source import SPLITS
 from maml_jax.data.store import ClassStore
 from maml_jax.episode import Episode
@@ -28,6 +29,23 @@ class DeviceImages(NamedTuple):
     pixels: jax.Array
     offsets: jax.Array
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        return self.pixels.shape[1:]
+
+
+class TaskDraw(NamedTuple):
+    """Which images make up a task.
+
+    Attributes:
+      rows: int32 `[way, shot + query]`, places in the class store, support first.
+      turns: int32 `[way]`: quarter turns that each class is seen under.
+    """
+
+    rows: jax.Array
+    turns: jax.Array
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskSpec:
@@ -42,7 +60,8 @@ class TaskSpec:
       rotations: each class counts as four, turned by 0, 90, 180 and 270 degrees (Santoro et al. 2016).
       support_augment: augmentation of the support images, a key of `augment.AUGMENTATIONS`.
       query_augment: augmentation of the query images.
-      normalize: a key of `augment.NORMALIZATIONS`.
+      normalization: mean and standard deviation per channel that images are normalised by; None: not.
+      size: side of the images that the model sees, in pixels; 0: as stored.
     """
 
     seed: int
@@ -53,7 +72,8 @@ class TaskSpec:
     rotations: bool = False
     support_augment: str = "none"
     query_augment: str = "none"
-    normalize: str = "none"
+    normalization: Statistics | None = None
+    size: int = 0
 
 
 def check_fit(spec: TaskSpec, store: ClassStore, section: str) -> None:
@@ -87,36 +107,52 @@ def to_device(store: ClassStore) -> DeviceImages:
     return DeviceImages(jnp.asarray(store.images), jnp.asarray(store.offsets, jnp.int32))
 
 
-def sample_task(spec: TaskSpec, images: DeviceImages, index: jax.Array) -> Episode:
-    """Draws task `index` of a split.
+def draw_task(spec: TaskSpec, offsets: jax.Array, index: jax.Array) -> TaskDraw:
+    """Draws which images make up task `index` of a split.
 
     Classes are drawn without replacement, and within a class so are its support and query images, so these never share
     an image.
 
     Args:
       spec: how.
-      images: the split's images.
+      offsets: of the split's classes, int32 `[classes + 1]`.
+      index: which task, int32 scalar.
+    """
+    class_key, image_key, _, _ = _keys(spec, index)
+    classes, turns = _draw_classes(class_key, spec, offsets.shape[0] - 1)
+    return TaskDraw(_draw_images(image_key, classes, offsets, spec.shot + spec.query), turns)
+
+
+def finish_task(spec: TaskSpec, pixels: jax.Array, turns: jax.Array, index: jax.Array) -> Episode:
+    """Turns, augments, normalises and labels the images of task `index`.
+
+    Args:
+      spec: how.
+      pixels: uint8 `[way, shot + query, height, width, channels]`, the rows that `draw_task` names.
+      turns: int32 `[way]`, from `draw_task`.
       index: which task, int32 scalar.
 
     Returns:
       The episode, float32 images, labels in class order.
     """
-    key = jax.random.fold_in(jax.random.key(spec.seed), SPLITS.index(spec.split))
-    choice_key, image_key, support_key, query_key = jax.random.split(jax.random.fold_in(key, index), 4)
-    classes, turns = _draw_classes(choice_key, spec, images.offsets.shape[0] - 1)
-    rows = _draw_images(image_key, classes, images.offsets, spec.shot + spec.query)
-    pixels = images.pixels[rows]  # [way, shot + query, height, width, channels]
+    _, _, support_key, query_key = _keys(spec, index)
     if spec.rotations:
         pixels = jax.vmap(_rotate)(pixels, turns)
 
     def part(key, pixels, augmentation):
         flat = pixels.reshape(-1, *pixels.shape[2:])
         labels = jnp.repeat(jnp.arange(spec.way, dtype=jnp.int32), pixels.shape[1])
-        return prepare(key, flat, augmentation, spec.normalize), labels
+        return prepare(key, flat, augmentation, spec.size or flat.shape[1], spec.normalization), labels
 
     support = part(support_key, pixels[:, : spec.shot], spec.support_augment)
     query = part(query_key, pixels[:, spec.shot :], spec.query_augment)
     return Episode(*support, *query)
+
+
+def sample_task(spec: TaskSpec, images: DeviceImages, index: jax.Array) -> Episode:
+    """Draws task `index` of the split whose images are on the device."""
+    rows, turns = draw_task(spec, images.offsets, index)
+    return finish_task(spec, images.pixels[rows], turns, index)
 
 
 def sample_tasks(spec: TaskSpec, images: DeviceImages, indices: jax.Array) -> Episode:
@@ -124,10 +160,16 @@ def sample_tasks(spec: TaskSpec, images: DeviceImages, indices: jax.Array) -> Ep
     return jax.vmap(lambda index: sample_task(spec, images, index))(indices)
 
 
+def _keys(spec, index):
+    """The keys of task `index`: of its classes, its images, and the augmentation of its support and of its query."""
+    key = jax.random.fold_in(jax.random.key(spec.seed), SPLITS.index(spec.split))
+    return jax.random.split(jax.random.fold_in(key, index), 4)
+
+
 def _draw_classes(key, spec, classes):
     """Distinct classes `[way]` and how many quarter turns each is seen under."""
     if not spec.rotations:
-        return jax.random.choice(key, classes, (spec.way,), replace=False), None
+        return jax.random.choice(key, classes, (spec.way,), replace=False), jnp.zeros(spec.way, jnp.int32)
     drawn = jax.random.choice(key, 4 * classes, (spec.way,), replace=False)
     return drawn // 4, drawn % 4
 
@@ -136,8 +178,8 @@ def _draw_images(key, classes, offsets, count):
     """Rows of distinct images for each class, `[way, count]`: the first `count` places of a random permutation.
 
     Drawn by Floyd's algorithm, whose work depends on `count` and not on the size of the class, which may differ from
-    class to
-    class: the k-th of `count` draws is uniform in 0 .. n - count + k, and taken as the upper end if already drawn.
+    class to class: the k-th of `count` draws is uniform in 0 .. n - count + k, and taken as the upper end if already
+    drawn.
     """
     sizes = offsets[classes + 1] - offsets[classes]
 

@@ -37,10 +37,12 @@ def spread(
 
 
 def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
-    """Copies arrays, the same in every process, to every device, once and for all calls."""
+    """Copies arrays, the same in every process, to every device; those that are there already stay."""
     sharding = NamedSharding(_mesh(devices), P())
 
     def copy(x):
+        if isinstance(x, jax.Array) and x.sharding == sharding:
+            return x
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 

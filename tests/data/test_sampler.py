@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maml_jax.data.augment import NORMALIZATIONS, flip, prepare
 from maml_jax.data.sampler import DeviceImages, TaskSpec, check_fit, sample_task, sample_tasks, to_device
 from maml_jax.data.store import ClassStore
 from maml_jax.errors import ConfigError
@@ -116,27 +115,6 @@ def test_what_does_not_fit_is_refused(store):
     with pytest.raises(ConfigError, match=r"eval\.shot=2 and eval\.query=4 take 6.*'b'.*only 5"):
         check_fit(dataclasses.replace(SPEC, query=4), store, "eval")
     check_fit(dataclasses.replace(SPEC, way=16, rotations=True), store, "task")
-
-
-def test_normalization_and_range():
-    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
-    plain = prepare(jax.random.key(0), images, "none", "none")
-    np.testing.assert_allclose(plain, images / 255, rtol=1e-6)
-    mean, deviation = NORMALIZATIONS["imagenet"]
-    np.testing.assert_allclose(
-        prepare(jax.random.key(0), images, "none", "imagenet"), (images / 255 - mean) / deviation, rtol=1e-4, atol=1e-5
-    )
-
-
-def test_flip_mirrors_about_half_of_the_images():
-    images = np.random.default_rng(0).random((1000, 3, 4, 1))
-    flipped = np.asarray(flip(jax.random.key(0), jnp.asarray(images)))
-    mirrored = np.array(
-        [np.array_equal(a, b[:, ::-1]) for a, b in zip(flipped, images.astype(np.float32), strict=True)]
-    )
-    kept = np.array([np.array_equal(a, b) for a, b in zip(flipped, images.astype(np.float32), strict=True)])
-    assert np.all(mirrored ^ kept)
-    assert 420 < mirrored.sum() < 580
 
 
 def test_device_copy(store):
