@@ -5,11 +5,10 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from maml_jax.nn.barrier import materialize
 from maml_jax.nn.conv import conv_same
 from maml_jax.nn.norm import Affine, at_least_float32
+from maml_jax.nn.pool import max_pool
 
 
 class Conv(nn.Module):
@@ -58,46 +57,3 @@ def pool_normalized(x: jax.Array, normalize: Affine, activation: Callable) -> ja
     """
     sign = jnp.where(normalize.rising, 1, -1).astype(x.dtype)
     return activation(normalize(sign * max_pool(sign * x)))
-
-
-@jax.custom_jvp
-def max_pool(x: jax.Array) -> jax.Array:
-    """Max-pooling over 2x2 windows with stride 2; an odd last row or column is dropped, as in PyTorch.
-
-    Args:
-      x: `[batch, height, width, channels]`.
-
-    Returns:
-      `[batch, height // 2, width // 2, channels]`. A window's gradient goes to its first maximum in row-major order.
-    """
-    a, b, c, d = _corners(x)
-    return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
-
-
-@max_pool.defjvp
-def _max_pool_jvp(primals, tangents):
-    # The position of the maximum is found once and kept. Finding it again by comparing the entries with the maximum, as
-    # the derivative of a reduction does, fails when a compiler computes an entry twice, rounded differently.
-    (x,), (dx,) = primals, tangents
-    a, b, c, d = _corners(x)
-    top, low = jnp.maximum(a, b), jnp.maximum(c, d)
-    place = materialize(lax.stop_gradient(jnp.where(low > top, 2 + (d > c), b > a).astype(x.dtype)))
-    return _pick(place, x), _pick(place, dx)
-
-
-def _windows(x):
-    """`[n, h, w, c]` to `[n, h // 2, 2, w // 2, 2, c]`."""
-    n, h, w, c = x.shape
-    return x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c)
-
-
-def _corners(x):
-    """The four entries of each window, in row-major order."""
-    windows = _windows(x)
-    return [windows[:, :, i, :, j] for i in (0, 1) for j in (0, 1)]
-
-
-def _pick(place, x):
-    """The entry of each window at `place`, 0 to 3; linear in `x`."""
-    places = jnp.arange(4, dtype=place.dtype).reshape(2, 1, 2, 1)
-    return jnp.where(place[:, :, None, :, None] == places, _windows(x), 0).sum((2, 4))

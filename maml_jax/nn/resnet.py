@@ -3,8 +3,9 @@
 import flax.linen as nn
 import jax
 
-from maml_jax.nn.layers import Conv, max_pool
+from maml_jax.nn.layers import Conv
 from maml_jax.nn.norm import BatchNorm, Pass
+from maml_jax.nn.pool import max_pool
 
 # PyTorch-MAML's: Kaiming normal by fan-out for a leaky slope of 0.01, PyTorch's default, whatever the activation.
 _KERNEL_INIT = nn.initializers.variance_scaling(2 / (1 + 0.01**2), "fan_out", "normal")

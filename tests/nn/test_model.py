@@ -8,8 +8,9 @@ import pytest
 
 from maml_jax import tree
 from maml_jax.nn import model
-from maml_jax.nn.layers import max_pool, pool_normalized
+from maml_jax.nn.layers import pool_normalized
 from maml_jax.nn.norm import Affine, Pass
+from maml_jax.nn.pool import max_pool
 
 
 @pytest.mark.parametrize(
