@@ -14,6 +14,8 @@ from maml_jax.data.stream import Images
 from maml_jax.errors import ConfigError, DataError
 from maml_jax.meta import inner
 from maml_jax.meta.parallel import choose_devices
+from maml_jax.meta.rates import LearnedRates
+from maml_jax.meta.step import Annealing
 from maml_jax.nn import model
 from maml_jax.nn.model import Model
 
@@ -21,15 +23,42 @@ from maml_jax.nn.model import Model
 def build_model(config: ml_collections.ConfigDict, way: int, image_shape: tuple[int, int, int]) -> Model:
     """The classifier of `config.model` for a number of classes and an image shape."""
     m = config.model
-    half = m.precision == "bfloat16"
-    return model.build(m.encoder, m.width, m.norm, m.head, way, image_shape, m.temperature, m.learn_temperature, half)
+    return model.build(
+        m.encoder,
+        m.width,
+        m.norm,
+        m.head,
+        way,
+        image_shape,
+        m.temperature,
+        m.learn_temperature,
+        half=m.precision == "bfloat16",
+        loss=m.loss,
+        steps=config.inner.steps,
+    )
 
 
 def build_inner(config: ml_collections.ConfigDict) -> inner.InnerLoop:
     """The inner loop of `config.inner`."""
     c = config.inner
-    rule = inner.sgd(c.encoder_rate, c.head_rate, c.momentum, c.weight_decay)
-    return inner.InnerLoop(rule, inner.all_but(c.fixed), c.first_order, c.checkpoint, c.forward_over_reverse)
+    root = c.epsilon**2  # √(v + ε²) for √v + ε, whose derivative at v = 0 is infinite
+    directions = {
+        "sgd": lambda: optax.trace(c.momentum) if c.momentum else optax.identity(),
+        "rmsprop": lambda: optax.scale_by_rms(decay=0.99, eps=root, eps_in_sqrt=True),
+        "adam": lambda: optax.scale_by_adam(b1=0.9, b2=0.999, eps=0.0, eps_root=root),
+    }
+    rates = None
+    if c.learn_rates != "none":
+        steps = c.steps if c.rates_per_step else 0
+        rates = LearnedRates(c.learn_rates, c.encoder_rate, c.head_rate, steps, c.positive_rates)
+    return inner.InnerLoop(
+        optimizer=inner.descent(directions[c.optimizer](), c.encoder_rate, c.head_rate, c.weight_decay),
+        is_adapted=inner.all_but(c.fixed),
+        first_order=c.first_order,
+        checkpoint=c.checkpoint,
+        forward_over_reverse=c.forward_over_reverse,
+        rates=rates,
+    )
 
 
 def build_outer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
@@ -46,6 +75,11 @@ def build_outer(config: ml_collections.ConfigDict) -> optax.GradientTransformati
         rules[c.optimizer](),
         optax.scale_by_learning_rate(build_schedule(config)),
     )
+
+
+def build_annealing(config: ml_collections.ConfigDict) -> Annealing:
+    """How the objective depends on the meta-step, by `config.outer`."""
+    return Annealing(config.outer.multi_step, config.outer.first_order)
 
 
 def build_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:

@@ -21,7 +21,7 @@ from maml_jax.evaluate import Evaluator
 from maml_jax.files import MetricsWriter, NoMetrics
 from maml_jax.meta.inner import InnerLoop
 from maml_jax.meta.parallel import AXIS, agreed, my_share, replicate, spread
-from maml_jax.meta.step import MetaState, init_state, meta_step
+from maml_jax.meta.step import Annealing, MetaState, init_state, meta_step
 from maml_jax.nn.model import Model
 from maml_jax.progress import duration, say
 
@@ -38,6 +38,7 @@ def run_steps(
     model: Model,
     inner: InnerLoop,
     optimizer: optax.GradientTransformation,
+    annealing: Annealing,
     spec: TaskSpec,
     tasks: int,
     steps: int,
@@ -53,7 +54,7 @@ def run_steps(
     def one(i, carry):
         state, log = carry
         batch = episodes(spec, images, state.step, tasks, my_share(tasks))
-        state, results = meta_step(model, inner, optimizer, state, batch, steps, tasks_at_once, AXIS)
+        state, results = meta_step(model, inner, optimizer, state, batch, steps, tasks_at_once, AXIS, annealing)
         measured = {"loss": results.loss.mean(), "accuracy": results.accuracy.mean()}
         return state, jax.tree.map(lambda row, value: row.at[i].set(value), log, measured)
 
@@ -65,7 +66,8 @@ def run_steps(
 def fresh_state(config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]) -> MetaState:
     """The state that training under `config` starts from."""
     model = experiment.build_model(config, config.task.way, image_shape)
-    return init_state(model, experiment.build_outer(config), jax.random.key(config.seed))
+    key = jax.random.key(config.seed)
+    return init_state(model, experiment.build_outer(config), key, experiment.build_inner(config))
 
 
 def train(config: ml_collections.ConfigDict, images: Mapping[str, Images], workdir: Path) -> None:
@@ -103,6 +105,7 @@ def _loop(config, images, feed, state, checkpoints, metrics, stop):
         model=experiment.build_model(config, config.task.way, experiment.image_shape(config, images["train"])),
         inner=experiment.build_inner(config),
         optimizer=experiment.build_outer(config),
+        annealing=experiment.build_annealing(config),
         spec=experiment.train_tasks(config),
         tasks=c.tasks,
         steps=config.inner.steps,
