@@ -38,9 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model = ml_collections.ConfigDict()
     c.model.encoder = "convnet4"  # convnet4, resnet12, resnet18, each also as wide_...; resnet18_standard
     c.model.width = 0  # channels of the first block, the others in proportion; 0: the encoder's own
-    c.model.norm = (
-        "batch"  # batch (transductive), episodic, global, ... (see nn/norm.py); by layer: 'block1=global, batch'
-    )
+    c.model.norm = "batch"  # batch, episodic, global, ...: see maml_jax/nn/norm.py; by layer: 'block1=global, batch'
     c.model.head = "meta"  # meta: the head's initialisation is learned; zero: it starts at zero, any number of ways
     c.model.temperature = 1.0  # factor on the logits, > 0
     c.model.learn_temperature = False  # make it a meta-parameter; the inner loop never adapts it

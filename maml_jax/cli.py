@@ -16,6 +16,7 @@ from ml_collections import config_flags
 from maml_jax import config as config_lib
 from maml_jax import data, evaluate, experiment, train
 from maml_jax.checkpoint import Checkpoints
+from maml_jax.data import sinusoid
 from maml_jax.data.store import ClassStore
 from maml_jax.data.stream import Images, place
 from maml_jax.errors import ConfigError, UserError
@@ -173,6 +174,11 @@ def _run(verb: str, config: ml_collections.ConfigDict, workdir: Path) -> int:
     else:
         _existing(workdir)
     split = config.eval.split
+    if config.data.name == sinusoid.NAME:
+        from maml_jax import regression  # draws, which takes a second to load
+
+        print(regression.evaluate(config, _placed(config, {split: stores[split]})[split], workdir))
+        return 0
     _evaluate(config, _placed(config, {split: stores[split]})[split], workdir)
     return 0
 

@@ -48,7 +48,7 @@ _RULES: dict[str, Rule] = {
     "data.normalize": _one_of("none", "imagenet", "dataset"),
     "data.support_augment": _one_of(*AUGMENTATIONS),
     "data.query_augment": _one_of(*AUGMENTATIONS),
-    "task.way": _at_least(2),
+    "task.way": _at_least(1),
     "task.shot": _at_least(1),
     "task.query": _at_least(1),
     "model.encoder": _one_of(*ENCODERS),
@@ -96,7 +96,7 @@ _RULES: dict[str, Rule] = {
     "parallel.process": _at_least(0),
     "eval.split": _one_of("test", "val", "train"),
     "eval.tasks": _at_least(2),
-    "eval.way": _at_least(2),
+    "eval.way": _at_least(1),
     "eval.shot": _at_least(1),
     "eval.query": _at_least(1),
     "eval.steps": _at_least(0),
@@ -133,6 +133,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     if config.eval.checkpoint == "best" and not config.train.validate_every:
         raise ConfigError("eval.checkpoint='best' is picked by validation; use --config.eval.checkpoint=latest")
     _check_inner(config)
+    _check_regression(config)
     if config.eval.way != config.task.way and config.model.head != "zero":
         raise ConfigError(
             f"eval.way={config.eval.way} differs from task.way={config.task.way}, but a meta-learned head has a fixed "
@@ -173,6 +174,24 @@ def _check_inner(config: ml_collections.ConfigDict) -> None:
             f"eval.way={config.eval.way} differs from task.way={config.task.way}, but a rate for each element of the "
             "head has a fixed number of ways; use --config.inner.learn_rates=tensor"
         )
+
+
+def _check_regression(config: ml_collections.ConfigDict) -> None:
+    """Refuses half of what sinusoid regression needs, and its settings where there are classes."""
+    needed = {
+        "model.loss": "squared_error",
+        "model.encoder": "mlp",
+        "task.way": 1,
+        "eval.way": 1,
+        "train.validate_every": 0,
+        "eval.checkpoint": "latest",
+    }
+    fields = flatten(config)
+    for field, value in needed.items():
+        if config.data.name == "sinusoid" and fields[field] != value:
+            raise ConfigError(f"data.name='sinusoid' is regression and needs --config.{field}={value}")
+        if config.data.name != "sinusoid" and fields[field] == value and not field.startswith(("train", "eval.ch")):
+            raise ConfigError(f"{field}={value!r} is for sinusoid regression, not for data.name={config.data.name!r}")
 
 
 def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:

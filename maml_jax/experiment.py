@@ -7,8 +7,10 @@ import ml_collections
 import optax
 
 from maml_jax import data
+from maml_jax.data import sinusoid
 from maml_jax.data.augment import Statistics
 from maml_jax.data.sampler import TaskSpec, check_fit
+from maml_jax.data.sinusoid import SinusoidSpec
 from maml_jax.data.store import ClassStore
 from maml_jax.data.stream import Images
 from maml_jax.errors import ConfigError, DataError
@@ -42,17 +44,20 @@ def build_inner(config: ml_collections.ConfigDict) -> inner.InnerLoop:
     """The inner loop of `config.inner`."""
     c = config.inner
     root = c.epsilon**2  # √(v + ε²) for √v + ε, whose derivative at v = 0 is infinite
-    directions = {
-        "sgd": lambda: optax.trace(c.momentum) if c.momentum else optax.identity(),
+    adaptive = {
         "rmsprop": lambda: optax.scale_by_rms(decay=0.99, eps=root, eps_in_sqrt=True),
         "adam": lambda: optax.scale_by_adam(b1=0.9, b2=0.999, eps=0.0, eps_root=root),
     }
+    if c.optimizer == "sgd":
+        rule = inner.sgd(c.encoder_rate, c.head_rate, c.momentum, c.weight_decay)
+    else:
+        rule = inner.descent(adaptive[c.optimizer](), c.encoder_rate, c.head_rate, c.weight_decay)
     rates = None
     if c.learn_rates != "none":
         steps = c.steps if c.rates_per_step else 0
         rates = LearnedRates(c.learn_rates, c.encoder_rate, c.head_rate, steps, c.positive_rates)
     return inner.InnerLoop(
-        optimizer=inner.descent(directions[c.optimizer](), c.encoder_rate, c.head_rate, c.weight_decay),
+        optimizer=rule,
         is_adapted=inner.all_but(c.fixed),
         first_order=c.first_order,
         checkpoint=c.checkpoint,
@@ -94,9 +99,11 @@ def build_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     return lambda step: schedule(step // c.period * c.period)
 
 
-def train_tasks(config: ml_collections.ConfigDict) -> TaskSpec:
+def train_tasks(config: ml_collections.ConfigDict) -> TaskSpec | SinusoidSpec:
     """The tasks of meta-training."""
     t, d = config.task, config.data
+    if d.name == sinusoid.NAME:
+        return SinusoidSpec(config.seed, "train", t.shot, t.query)
     return TaskSpec(
         seed=config.seed,
         split="train",
@@ -111,9 +118,11 @@ def train_tasks(config: ml_collections.ConfigDict) -> TaskSpec:
     )
 
 
-def eval_tasks(config: ml_collections.ConfigDict, split: str) -> TaskSpec:
+def eval_tasks(config: ml_collections.ConfigDict, split: str) -> TaskSpec | SinusoidSpec:
     """The tasks of validation and test: classes not turned, images not augmented at random."""
     e = config.eval
+    if config.data.name == sinusoid.NAME:
+        return SinusoidSpec(config.seed, split, e.shot, e.query)
     return TaskSpec(
         config.seed,
         split,
@@ -154,7 +163,9 @@ def stored_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def image_shape(config: ml_collections.ConfigDict, images: Images) -> tuple[int, int, int]:
-    """Height, width and channels of an image as the model sees it."""
+    """Height, width and channels of an image as the model sees it; `(1,)`, an input, in sinusoid regression."""
+    if config.data.name == sinusoid.NAME:
+        return images.image_shape
     return config.data.image_size, config.data.image_size, images.image_shape[2]
 
 
@@ -201,6 +212,8 @@ def check_data(config: ml_collections.ConfigDict, stores: Mapping[str, ClassStor
       ConfigError: see `check_fit`.
       DataError: a split that is needed is lacking, or channels do not fit.
     """
+    if config.data.name == sinusoid.NAME:
+        return
     needed = [("eval", eval_tasks(config, config.eval.split))]
     if training:
         needed.insert(0, ("task", train_tasks(config)))

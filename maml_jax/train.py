@@ -16,6 +16,7 @@ from jax import lax
 from maml_jax import experiment
 from maml_jax.checkpoint import Checkpoints
 from maml_jax.data.sampler import DeviceImages, TaskSpec
+from maml_jax.data.sinusoid import SinusoidSpec
 from maml_jax.data.stream import Feed, Images, TaskChunk, episodes
 from maml_jax.evaluate import Evaluator
 from maml_jax.files import MetricsWriter, NoMetrics
@@ -39,7 +40,7 @@ def run_steps(
     inner: InnerLoop,
     optimizer: optax.GradientTransformation,
     annealing: Annealing,
-    spec: TaskSpec,
+    spec: TaskSpec | SinusoidSpec,
     tasks: int,
     steps: int,
     tasks_at_once: int,
@@ -48,17 +49,19 @@ def run_steps(
     """Takes `count` meta-steps, at most `report_every`, on tasks drawn inside, as one of the devices.
 
     Returns:
-      The state, and the query loss and accuracy of each step, `[report_every]`, of which the first `count` count.
+      The state, and the query loss and (but for regression) accuracy of each step, `[report_every]`, of which the first
+      `count` count.
     """
+    measures = ("loss",) if isinstance(spec, SinusoidSpec) else ("loss", "accuracy")
 
     def one(i, carry):
         state, log = carry
         batch = episodes(spec, images, state.step, tasks, my_share(tasks))
         state, results = meta_step(model, inner, optimizer, state, batch, steps, tasks_at_once, AXIS, annealing)
-        measured = {"loss": results.loss.mean(), "accuracy": results.accuracy.mean()}
+        measured = {name: getattr(results, name).mean() for name in measures}
         return state, jax.tree.map(lambda row, value: row.at[i].set(value), log, measured)
 
-    log = {"loss": jnp.zeros(report_every), "accuracy": jnp.zeros(report_every)}
+    log = {name: jnp.zeros(report_every) for name in measures}
     state, log = lax.fori_loop(0, count, one, (state, log))
     return state, lax.pmean(log, AXIS)
 
@@ -176,11 +179,11 @@ class _Report:
         start, end, logs = self._pending
         self._pending = None
         logs = [{name: values[:count] for name, values in log.items()} for count, log in jax.device_get(logs)]
-        loss, accuracy = (float(np.concatenate([log[name] for log in logs]).mean()) for name in ("loss", "accuracy"))
+        means = {name: float(np.concatenate([log[name] for log in logs]).mean()) for name in logs[0]}
         now = time.perf_counter()
         rate = (end - start) * self._config.train.tasks / (now - self._clock)
         self._clock = now
-        self._metrics.write(end, "train", loss=loss, accuracy=accuracy, tasks_per_second=rate)
+        self._metrics.write(end, "train", **means, tasks_per_second=rate)
         left = ""
         if self._started:
             since, at = self._started
@@ -188,7 +191,8 @@ class _Report:
         else:
             self._started = (now, end)
         total = self._config.train.steps
-        say(f"step {end:>6} / {total}  loss {loss:.4f}  accuracy {accuracy:.2%}  {rate:.1f} tasks/s{left}")
+        accuracy = f"  accuracy {means['accuracy']:.2%}" if "accuracy" in means else ""
+        say(f"step {end:>6} / {total}  loss {means['loss']:.4f}{accuracy}  {rate:.1f} tasks/s{left}")
 
 
 class _StopSignal:

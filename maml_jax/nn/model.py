@@ -11,6 +11,7 @@ from maml_jax import tree
 from maml_jax.nn.convnet import ConvNet
 from maml_jax.nn.head import LinearHead
 from maml_jax.nn.loss import LOSSES, Loss, cross_entropy
+from maml_jax.nn.mlp import MLP
 from maml_jax.nn.norm import CONTEXT, LASTING, PER_STEP, Pass, at_least_float32, mode_of
 from maml_jax.nn.resnet import ResNet12, ResNet18
 from maml_jax.tree import PyTree
@@ -32,6 +33,7 @@ ENCODERS = {
     "resnet18": _residual(ResNet18, _NARROW),
     "wide_resnet18": _residual(ResNet18, _WIDE),
     "resnet18_standard": _residual(ResNet18, _NARROW, blocks=2),
+    "mlp": lambda width, norm: MLP(width or 40),
 }
 HEADS = ("meta", "zero")
 _ZEROED = ("kernel", "bias")  # of the head, if it starts at zero

@@ -107,7 +107,7 @@ def test_without_scan(small, episodes):
                 model, params, start, task.support_x, task.support_y, 3, 0.3, 0.2, momentum=0.5, decay=0.01
             )
             logits, _ = model.apply(adapted, after, task.query_x, outer.Pass.QUERY, True)
-            losses.append(outer.cross_entropy(logits, task.query_y))
+            losses.append(cross_entropy(logits, task.query_y))
         return sum(losses) / 2
 
     scanned, _ = gradient(model, inner_loop(is_adapted=all_but("")), params, stats, tasks)
