@@ -13,11 +13,12 @@ import numpy as np
 import optax
 from jax import lax
 
-from maml_jax import experiment
+from maml_jax import experiment, tree
 from maml_jax.checkpoint import Checkpoints
 from maml_jax.data.sampler import DeviceImages, TaskSpec
 from maml_jax.data.sinusoid import SinusoidSpec
 from maml_jax.data.stream import Feed, Images, TaskChunk, episodes
+from maml_jax.errors import ConfigError
 from maml_jax.evaluate import Evaluator
 from maml_jax.files import MetricsWriter, NoMetrics
 from maml_jax.meta.inner import InnerLoop
@@ -71,6 +72,32 @@ def fresh_state(config: ml_collections.ConfigDict, image_shape: tuple[int, int, 
     model = experiment.build_model(config, config.task.way, image_shape)
     key = jax.random.key(config.seed)
     return init_state(model, experiment.build_outer(config), key, experiment.build_inner(config))
+
+
+def renormalized(state: MetaState, fresh: MetaState) -> MetaState:
+    """A trained state for a model that differs in its normalisation modes only.
+
+    Args:
+      state: trained.
+      fresh: as `fresh_state` gives it for the other modes; its parameters stand where the trained state has none.
+
+    Raises:
+      ConfigError: the other modes need statistics that training did not gather, or parameters of other shapes.
+    """
+    trained = {name: leaf for part in (state.params, state.stats) for name, leaf in _named(part)}
+    lacking = [name for name, _ in _named(fresh.stats) if name not in trained]
+    reshaped = [name for name, leaf in _named(fresh.params) if trained.get(name, leaf).shape != leaf.shape]
+    if lacking or reshaped:
+        raise ConfigError(
+            f"model.norm differs from that of the training, which leaves no usable {(lacking + reshaped)[0]}; "
+            "evaluate with the trained modes, or change batch, metabn and tasknorm for each other"
+        )
+    params, stats = (tree.map_named(lambda n, leaf: trained.get(n, leaf), part) for part in (fresh.params, fresh.stats))
+    return state.replace(params=params, stats=stats)
+
+
+def _named(part):
+    return zip(tree.names(part), jax.tree.leaves(part), strict=True)
 
 
 def train(config: ml_collections.ConfigDict, images: Mapping[str, Images], workdir: Path) -> None:
