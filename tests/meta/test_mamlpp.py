@@ -76,7 +76,7 @@ def task():
 
 
 def test_each_step_normalises_with_its_own_row(task):
-    x, y, query = task
+    _, _, query = task
     model, plain = per_step("per_step_batch"), models.build("convnet4", 2, "batch", "meta", 2, (16, 16, 1))
     params, stats = model.init(jax.random.key(0))
     norm = params["encoder"]["block1"]["norm"]
