@@ -139,10 +139,7 @@ def torch_name(name: str) -> str:
 
 
 def _layout(name, array, features):
-    whole = name.removeprefix("rates/")
-    if array.ndim < 2 or (name != whole and array.ndim not in (2, 4)):
-        return array
-    return convert._to_torch(whole, array, features)
+    return array if array.ndim < 2 else convert._to_torch(name.removeprefix("rates/"), array, features)
 
 
 def _in_torch(method: Method, params, stats, episodes: Episode) -> reference.MetaGradient:

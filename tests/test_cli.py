@@ -258,10 +258,9 @@ def test_compare(launch, tmp_path):
     """Every method is trained, evaluated in two ways, and goes on where it was."""
     for method, change in METHODS.items():
         name = "_".join(filter(None, ("tiny", method)))
-        (tmp_path / f"{name}.py").write_text(
-            f"from configs import default\n\n\ndef get_config():\n    c = default.get_config()\n    {change or 'pass'}\n"
-            "    return c\n"
-        )
+        lines = ["from configs import default", "def get_config():", "    c = default.get_config()"]
+        lines += [f"    {change or 'pass'}", "    return c"]
+        (tmp_path / f"{name}.py").write_text("\n".join(lines))
     arguments = ["compare", "--config", tmp_path / "tiny.py", "--workdir", tmp_path / "table", *TINY]
     status, out, _ = launch(*arguments)
     assert status == 0

@@ -1,7 +1,7 @@
 """Every pair of switches: either the configuration is refused with a reason, or the meta-gradient is finite.
 
-Few configurations cover all pairs, since each covers many. Each is taken without `jit`, which compiles no program of its
-own for it.
+Few configurations cover all pairs, since each covers many. Each is taken without `jit`, so that none is compiled as a
+whole.
 """
 
 import functools
@@ -39,10 +39,7 @@ SWITCHES = {
     "outer.first_order": (0, 3),
 }
 # What a switch says nothing without.
-NEEDED = {
-    "inner.rates_per_step": ("inner.learn_rates", "tensor"),
-    "inner.positive_rates": ("inner.learn_rates", "tensor"),
-}
+NEEDED = dict.fromkeys(("inner.rates_per_step", "inner.positive_rates"), ("inner.learn_rates", "tensor"))
 TINY = {"model.width": 2, "data.image_size": 16, "task.way": 2, "inner.steps": 2}
 
 
