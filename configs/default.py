@@ -67,9 +67,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.outer.momentum = 0.9  # of sgd, in [0, 1)
     c.outer.weight_decay = 0.0  # added to the meta-gradient, >= 0
     c.outer.clip = 10.0  # meta-gradients are clipped to [-clip, clip], entry by entry; 0: not at all
-    c.outer.multi_step = (
-        0  # MAML++: meta-steps in which the losses after all inner steps give way to the last's; 0: off
-    )
+    c.outer.multi_step = 0  # MAML++: meta-steps until the losses after all inner steps gave way to the last's; 0: off
     c.outer.first_order = 0  # MAML++: first-order meta-steps at the start, before those of second order
     c.outer.schedule = "constant"  # constant, step (times `factor` at each milestone) or cosine (to 0 at train.steps)
     c.outer.milestones = (0,)  # for step: meta-steps at which the rate falls

@@ -91,7 +91,7 @@ def compare(name: str) -> dict[str, float]:
         lasting = jax.tree.map(lambda x: x.mean(0), model.lasting_stats(results.stats))
         ours = {"grad": to_torch(model, gradient), "stats": to_torch(model, lasting)}
         theirs = _in_torch(method, to_torch(model, params), to_torch(model, stats), episodes)
-    errors = {} if method.weights else {"loss": abs(float(results.loss.mean()) / float(theirs.loss) - 1)}
+    errors = {} if method.weights else {"loss": abs(np.asarray(results.loss).mean() / float(theirs.loss) - 1)}
     for quantity, expected in (("grad", theirs.grads), ("stats", theirs.stats)):
         if expected:
             errors[quantity] = _error(ours[quantity], {n: value.numpy() for n, value in expected.items()})

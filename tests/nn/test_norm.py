@@ -112,8 +112,7 @@ def context_then(mode, support, query, slope=0.0, level=0.0):
     )
     first, state = apply(support, Pass.CONTEXT, stats)
     second, after = apply(query, Pass.QUERY, state["batch_stats"])
-    jax.tree.map(np.testing.assert_array_equal, after, state)
-    return first(support), second(query), state["batch_stats"]
+    return first(support), second(query), after["batch_stats"]
 
 
 def mixed(x, support, alpha):
