@@ -38,19 +38,25 @@ def get_config() -> ml_collections.ConfigDict:
     c.model = ml_collections.ConfigDict()
     c.model.encoder = "convnet4"  # convnet4, resnet12, resnet18, each also as wide_...; resnet18_standard
     c.model.width = 0  # channels of the first block, the others in proportion; 0: the encoder's own
-    c.model.norm = "batch"  # batch (transductive), episodic or global (inductive); by layer: 'block1=global, episodic'
+    c.model.norm = "batch"  # batch, episodic, global, ...: see maml_jax/nn/norm.py; by layer: 'block1=global, batch'
     c.model.head = "meta"  # meta: the head's initialisation is learned; zero: it starts at zero, any number of ways
     c.model.temperature = 1.0  # factor on the logits, > 0
     c.model.learn_temperature = False  # make it a meta-parameter; the inner loop never adapts it
     c.model.precision = "tf32"  # tf32 (on NVIDIA GPUs; float32 elsewhere), float32, or bfloat16 activations
+    c.model.loss = "cross_entropy"  # mean; summed_cross_entropy: times the ways, as in the official TensorFlow code
 
     c.inner = ml_collections.ConfigDict()  # adaptation to one task
     c.inner.steps = 5  # gradient steps on the support set, >= 0
     c.inner.encoder_rate = 0.01  # learning rate of the encoder, >= 0
     c.inner.head_rate = 0.01  # learning rate of the head, >= 0
-    c.inner.momentum = 0.0  # in [0, 1)
+    c.inner.momentum = 0.0  # of sgd, in [0, 1)
+    c.inner.optimizer = "sgd"  # sgd (with momentum), rmsprop or adam, with PyTorch's constants
+    c.inner.epsilon = 1e-8  # ε of rmsprop and adam, which divide by √(v + ε²), > 0
     c.inner.weight_decay = 0.0  # added to the gradient of every adapted tensor, >= 0
     c.inner.fixed = ""  # regular expression: parameters whose name contains it are meta-learned but do not adapt
+    c.inner.learn_rates = "none"  # none, or a learned rate per group (encoder, head), tensor, or element (Meta-SGD)
+    c.inner.rates_per_step = False  # learned rates of their own for each inner step (with tensor: LSLR of MAML++)
+    c.inner.positive_rates = False  # keep learned rates > 0, by learning their logarithms
     c.inner.first_order = False  # FOMAML: inner gradients are constants to the outer loop
     c.inner.checkpoint = "step"  # recompute activations: memory flat in steps; nested: parameters too; none: nothing
     c.inner.forward_over_reverse = False  # another way to the same meta-gradient, leaner for deep encoders
@@ -61,6 +67,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.outer.momentum = 0.9  # of sgd, in [0, 1)
     c.outer.weight_decay = 0.0  # added to the meta-gradient, >= 0
     c.outer.clip = 10.0  # meta-gradients are clipped to [-clip, clip], entry by entry; 0: not at all
+    c.outer.multi_step = 0  # MAML++: meta-steps until the losses after all inner steps gave way to the last's; 0: off
+    c.outer.first_order = 0  # MAML++: first-order meta-steps at the start, before those of second order
     c.outer.schedule = "constant"  # constant, step (times `factor` at each milestone) or cosine (to 0 at train.steps)
     c.outer.milestones = (0,)  # for step: meta-steps at which the rate falls
     c.outer.factor = 0.1  # for step: what it is multiplied by

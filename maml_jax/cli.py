@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import itertools
 import os
 import re
 import runpy
@@ -16,6 +17,7 @@ from ml_collections import config_flags
 from maml_jax import config as config_lib
 from maml_jax import data, evaluate, experiment, train
 from maml_jax.checkpoint import Checkpoints
+from maml_jax.data import sinusoid
 from maml_jax.data.store import ClassStore
 from maml_jax.data.stream import Images, place
 from maml_jax.errors import ConfigError, UserError
@@ -23,12 +25,13 @@ from maml_jax.files import write_whole
 from maml_jax.progress import duration, say, silence
 
 USAGE = """\
-usage: python launch.py [train | evaluate | prepare] [--config FILE] [--workdir DIR] [--config.FIELD=VALUE ...]
+usage: python launch.py [VERB] [--config FILE] [--workdir DIR] [--config.FIELD=VALUE ...]
 
   train      meta-train, then evaluate on the test split (the default). Run again on the same work directory, it goes on
              where it was.
   evaluate   evaluate the run in --workdir, under the settings it was trained with unless told otherwise
   prepare    build the data set's store, verify it and say what is in it; with --check, verify the one that is there
+  compare    train and evaluate all methods, each with its configuration beside --config, and print one table
 
   --config FILE           a file of configs/ or one of yours (default: configs/glyphs_5w1s.py, which needs no data)
   --workdir DIR           where checkpoints, metrics and results go (default: runs/NAME of the configuration)
@@ -38,11 +41,13 @@ examples:
   python launch.py
   python launch.py --config configs/omniglot_5w1s.py --config.data.dir=datasets/omniglot --workdir runs/omniglot
   python launch.py evaluate --workdir runs/omniglot --config.eval.tasks=6000
+  python launch.py evaluate --workdir runs/omniglot --config.model.norm=metabn
+  python launch.py compare --config configs/omniglot_5w1s.py --workdir runs/compare --config.data.dir=datasets/omniglot
 
 fields, with their defaults (a configuration may override them):
 """
 
-_VERBS = ("train", "evaluate", "prepare")
+_VERBS = ("train", "evaluate", "prepare", "compare")
 _DEFAULT = "glyphs_5w1s.py"
 
 
@@ -65,6 +70,8 @@ def main(arguments: list[str], configs: Path) -> int:
             return _prepare(config, check="--check" in arguments)
         if "--check" in arguments:
             raise ConfigError("--check goes with prepare: python launch.py prepare --check")
+        if verb == "compare":
+            return _compare(arguments, configs, workdir)
         return _run(verb, config, workdir)
     except UserError as error:
         say(f"error: {error}")
@@ -173,8 +180,26 @@ def _run(verb: str, config: ml_collections.ConfigDict, workdir: Path) -> int:
     else:
         _existing(workdir)
     split = config.eval.split
+    if config.data.name == sinusoid.NAME:
+        from maml_jax import regression  # draws, which takes a second to load
+
+        print(regression.evaluate(config, _placed(config, {split: stores[split]})[split], workdir))
+        return 0
     _evaluate(config, _placed(config, {split: stores[split]})[split], workdir)
     return 0
+
+
+def _compare(arguments: list[str], configs: Path, workdir: Path) -> int:
+    from maml_jax import compare
+
+    settings = [a for a in arguments if re.match(r"--?(no)?config\.", a)]
+
+    def launch(verb, config, folder, *more):
+        return main([verb, "--config", str(config), "--workdir", str(folder), *settings, *more], configs)
+
+    named = [re.sub(r"--?config=", "", a) for a in arguments if re.match(r"--?config=", a)]
+    following = [b for a, b in itertools.pairwise(arguments) if re.fullmatch(r"--?config", a)]
+    return compare.compare(Path((named + following or [str(configs / _DEFAULT)])[0]), workdir, launch)
 
 
 def _cores() -> int:
@@ -206,8 +231,14 @@ def _placed(config: ml_collections.ConfigDict, stores: dict[str, ClassStore]) ->
 
 def _evaluate(config: ml_collections.ConfigDict, images: Images, workdir: Path) -> None:
     e = config.eval
+    trained = config_lib.load(workdir / "config.json", config.copy_and_resolve_references())
+    like = config.copy_and_resolve_references()
+    like.model.norm = trained.model.norm
+    shape = experiment.image_shape(config, images)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        state = checkpoints.restore(e.checkpoint, train.fresh_state(config, experiment.image_shape(config, images)))
+        state = checkpoints.restore(e.checkpoint, train.fresh_state(like, shape))
+    if like.model.norm != config.model.norm:
+        state = train.renormalized(state, train.fresh_state(config, shape))
     began = last = time.monotonic()
 
     def progress(done):

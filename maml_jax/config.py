@@ -11,6 +11,8 @@ import ml_collections
 from maml_jax.data.augment import AUGMENTATIONS
 from maml_jax.errors import ConfigError
 from maml_jax.meta.parallel import BACKENDS
+from maml_jax.meta.rates import KINDS as RATES
+from maml_jax.nn.loss import LOSSES
 from maml_jax.nn.model import ENCODERS, HEADS
 from maml_jax.nn.norm import mode_of
 
@@ -46,7 +48,7 @@ _RULES: dict[str, Rule] = {
     "data.normalize": _one_of("none", "imagenet", "dataset"),
     "data.support_augment": _one_of(*AUGMENTATIONS),
     "data.query_augment": _one_of(*AUGMENTATIONS),
-    "task.way": _at_least(2),
+    "task.way": _at_least(1),
     "task.shot": _at_least(1),
     "task.query": _at_least(1),
     "model.encoder": _one_of(*ENCODERS),
@@ -54,7 +56,11 @@ _RULES: dict[str, Rule] = {
     "model.temperature": _POSITIVE,
     "model.head": _one_of(*HEADS),
     "model.precision": _one_of("float32", "tf32", "bfloat16"),
+    "model.loss": _one_of(*LOSSES),
     "inner.steps": _at_least(0),
+    "inner.optimizer": _one_of("sgd", "rmsprop", "adam"),
+    "inner.epsilon": _POSITIVE,
+    "inner.learn_rates": _one_of("none", *RATES),
     "inner.encoder_rate": _at_least(0),
     "inner.head_rate": _at_least(0),
     "inner.momentum": _FRACTION,
@@ -66,6 +72,8 @@ _RULES: dict[str, Rule] = {
     "outer.momentum": _FRACTION,
     "outer.weight_decay": _at_least(0),
     "outer.clip": _at_least(0),
+    "outer.multi_step": _at_least(0),
+    "outer.first_order": _at_least(0),
     "outer.schedule": _one_of("constant", "step", "cosine"),
     "outer.milestones": (lambda value: all(isinstance(m, int) and m >= 0 for m in value), "must be meta-steps, >= 0"),
     "outer.factor": _POSITIVE,
@@ -88,7 +96,7 @@ _RULES: dict[str, Rule] = {
     "parallel.process": _at_least(0),
     "eval.split": _one_of("test", "val", "train"),
     "eval.tasks": _at_least(2),
-    "eval.way": _at_least(2),
+    "eval.way": _at_least(1),
     "eval.shot": _at_least(1),
     "eval.query": _at_least(1),
     "eval.steps": _at_least(0),
@@ -124,11 +132,66 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(f"train.tasks_at_once={at_once} does not divide train.tasks={tasks}")
     if config.eval.checkpoint == "best" and not config.train.validate_every:
         raise ConfigError("eval.checkpoint='best' is picked by validation; use --config.eval.checkpoint=latest")
+    _check_inner(config)
+    _check_regression(config)
     if config.eval.way != config.task.way and config.model.head != "zero":
         raise ConfigError(
             f"eval.way={config.eval.way} differs from task.way={config.task.way}, but a meta-learned head has a fixed "
             "number of ways; use --config.model.head=zero"
         )
+
+
+def _check_inner(config: ml_collections.ConfigDict) -> None:
+    """Refuses settings of the inner loop that contradict each other."""
+    c = config.inner
+    if c.momentum and c.optimizer != "sgd":
+        raise ConfigError(f"inner.momentum={c.momentum} is sgd's; use --config.inner.momentum=0 with {c.optimizer}")
+    if config.model.head == "zero" and c.fixed and re.search(c.fixed, "head/kernel"):
+        raise ConfigError(
+            f"inner.fixed={c.fixed!r} keeps the head from adapting, so with model.head='zero' it would stay zero; "
+            "use --config.model.head=meta"
+        )
+    if config.outer.multi_step and c.steps < 2:
+        raise ConfigError(
+            f"outer.multi_step weighs the losses after several inner steps, but inner.steps={c.steps}; use "
+            "--config.outer.multi_step=0"
+        )
+    if config.outer.first_order and c.first_order:
+        raise ConfigError("inner.first_order=True stays first order; use --config.outer.first_order=0 with it")
+    if "per_step" in config.model.norm and not c.steps:
+        raise ConfigError("model.norm='per_step' needs steps; set --config.inner.steps=1 or more")
+    if c.learn_rates == "none":
+        for field in ("rates_per_step", "positive_rates"):
+            if c[field]:
+                raise ConfigError(f"inner.{field} is about learned rates; set --config.inner.learn_rates=tensor")
+        return
+    if c.rates_per_step and not c.steps:
+        raise ConfigError("inner.rates_per_step needs steps; set --config.inner.steps=1 or more")
+    if c.positive_rates and not (c.encoder_rate and c.head_rate):
+        raise ConfigError("inner.positive_rates=True, but a rate that starts at 0 has no logarithm; start above 0")
+    if c.learn_rates == "element" and config.eval.way != config.task.way:
+        raise ConfigError(
+            f"eval.way={config.eval.way} differs from task.way={config.task.way}, but a rate for each element of the "
+            "head has a fixed number of ways; use --config.inner.learn_rates=tensor"
+        )
+
+
+def _check_regression(config: ml_collections.ConfigDict) -> None:
+    """Refuses half of what sinusoid regression needs, and its settings where there are classes."""
+    needed = {
+        "model.loss": "squared_error",
+        "model.encoder": "mlp",
+        "task.way": 1,
+        "eval.way": 1,
+        "train.validate_every": 0,
+        "eval.checkpoint": "latest",
+    }
+    fields = flatten(config)
+    for field, value in needed.items():
+        if config.data.name == "sinusoid" and fields[field] != value:
+            raise ConfigError(f"data.name='sinusoid' is regression and needs --config.{field}={value}")
+        if config.data.name != "sinusoid" and fields[field] == value and not field.startswith(("train", "eval.ch")):
+            raise ConfigError(f"{field}={value!r} is for sinusoid regression, not for data.name={config.data.name!r}")
 
 
 def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:

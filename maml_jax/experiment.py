@@ -7,13 +7,17 @@ import ml_collections
 import optax
 
 from maml_jax import data
+from maml_jax.data import sinusoid
 from maml_jax.data.augment import Statistics
 from maml_jax.data.sampler import TaskSpec, check_fit
+from maml_jax.data.sinusoid import SinusoidSpec
 from maml_jax.data.store import ClassStore
 from maml_jax.data.stream import Images
 from maml_jax.errors import ConfigError, DataError
 from maml_jax.meta import inner
 from maml_jax.meta.parallel import choose_devices
+from maml_jax.meta.rates import LearnedRates
+from maml_jax.meta.step import Annealing
 from maml_jax.nn import model
 from maml_jax.nn.model import Model
 
@@ -21,15 +25,45 @@ from maml_jax.nn.model import Model
 def build_model(config: ml_collections.ConfigDict, way: int, image_shape: tuple[int, int, int]) -> Model:
     """The classifier of `config.model` for a number of classes and an image shape."""
     m = config.model
-    half = m.precision == "bfloat16"
-    return model.build(m.encoder, m.width, m.norm, m.head, way, image_shape, m.temperature, m.learn_temperature, half)
+    return model.build(
+        m.encoder,
+        m.width,
+        m.norm,
+        m.head,
+        way,
+        image_shape,
+        m.temperature,
+        m.learn_temperature,
+        half=m.precision == "bfloat16",
+        loss=m.loss,
+        steps=config.inner.steps,
+    )
 
 
 def build_inner(config: ml_collections.ConfigDict) -> inner.InnerLoop:
     """The inner loop of `config.inner`."""
     c = config.inner
-    rule = inner.sgd(c.encoder_rate, c.head_rate, c.momentum, c.weight_decay)
-    return inner.InnerLoop(rule, inner.all_but(c.fixed), c.first_order, c.checkpoint, c.forward_over_reverse)
+    root = c.epsilon**2  # √(v + ε²) for √v + ε, whose derivative at v = 0 is infinite
+    adaptive = {
+        "rmsprop": lambda: optax.scale_by_rms(decay=0.99, eps=root, eps_in_sqrt=True),
+        "adam": lambda: optax.scale_by_adam(b1=0.9, b2=0.999, eps=0.0, eps_root=root),
+    }
+    if c.optimizer == "sgd":
+        rule = inner.sgd(c.encoder_rate, c.head_rate, c.momentum, c.weight_decay)
+    else:
+        rule = inner.descent(adaptive[c.optimizer](), c.encoder_rate, c.head_rate, c.weight_decay)
+    rates = None
+    if c.learn_rates != "none":
+        steps = c.steps if c.rates_per_step else 0
+        rates = LearnedRates(c.learn_rates, c.encoder_rate, c.head_rate, steps, c.positive_rates)
+    return inner.InnerLoop(
+        optimizer=rule,
+        is_adapted=inner.all_but(c.fixed),
+        first_order=c.first_order,
+        checkpoint=c.checkpoint,
+        forward_over_reverse=c.forward_over_reverse,
+        rates=rates,
+    )
 
 
 def build_outer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
@@ -48,6 +82,11 @@ def build_outer(config: ml_collections.ConfigDict) -> optax.GradientTransformati
     )
 
 
+def build_annealing(config: ml_collections.ConfigDict) -> Annealing:
+    """How the objective depends on the meta-step, by `config.outer`."""
+    return Annealing(config.outer.multi_step, config.outer.first_order)
+
+
 def build_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     """The outer learning rate as a function of the meta-steps taken, changing every `outer.period` of them."""
     c = config.outer
@@ -60,9 +99,11 @@ def build_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     return lambda step: schedule(step // c.period * c.period)
 
 
-def train_tasks(config: ml_collections.ConfigDict) -> TaskSpec:
+def train_tasks(config: ml_collections.ConfigDict) -> TaskSpec | SinusoidSpec:
     """The tasks of meta-training."""
     t, d = config.task, config.data
+    if d.name == sinusoid.NAME:
+        return SinusoidSpec(config.seed, "train", t.shot, t.query)
     return TaskSpec(
         seed=config.seed,
         split="train",
@@ -77,9 +118,11 @@ def train_tasks(config: ml_collections.ConfigDict) -> TaskSpec:
     )
 
 
-def eval_tasks(config: ml_collections.ConfigDict, split: str) -> TaskSpec:
+def eval_tasks(config: ml_collections.ConfigDict, split: str) -> TaskSpec | SinusoidSpec:
     """The tasks of validation and test: classes not turned, images not augmented at random."""
     e = config.eval
+    if config.data.name == sinusoid.NAME:
+        return SinusoidSpec(config.seed, split, e.shot, e.query)
     return TaskSpec(
         config.seed,
         split,
@@ -120,7 +163,9 @@ def stored_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def image_shape(config: ml_collections.ConfigDict, images: Images) -> tuple[int, int, int]:
-    """Height, width and channels of an image as the model sees it."""
+    """Height, width and channels of an image as the model sees it; `(1,)`, an input, in sinusoid regression."""
+    if config.data.name == sinusoid.NAME:
+        return images.image_shape
     return config.data.image_size, config.data.image_size, images.image_shape[2]
 
 
@@ -167,6 +212,8 @@ def check_data(config: ml_collections.ConfigDict, stores: Mapping[str, ClassStor
       ConfigError: see `check_fit`.
       DataError: a split that is needed is lacking, or channels do not fit.
     """
+    if config.data.name == sinusoid.NAME:
+        return
     needed = [("eval", eval_tasks(config, config.eval.split))]
     if training:
         needed.insert(0, ("task", train_tasks(config)))

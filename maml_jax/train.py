@@ -13,15 +13,17 @@ import numpy as np
 import optax
 from jax import lax
 
-from maml_jax import experiment
+from maml_jax import experiment, tree
 from maml_jax.checkpoint import Checkpoints
 from maml_jax.data.sampler import DeviceImages, TaskSpec
+from maml_jax.data.sinusoid import SinusoidSpec
 from maml_jax.data.stream import Feed, Images, TaskChunk, episodes
+from maml_jax.errors import ConfigError
 from maml_jax.evaluate import Evaluator
 from maml_jax.files import MetricsWriter, NoMetrics
 from maml_jax.meta.inner import InnerLoop
 from maml_jax.meta.parallel import AXIS, agreed, my_share, replicate, spread
-from maml_jax.meta.step import MetaState, init_state, meta_step
+from maml_jax.meta.step import Annealing, MetaState, init_state, meta_step
 from maml_jax.nn.model import Model
 from maml_jax.progress import duration, say
 
@@ -38,7 +40,8 @@ def run_steps(
     model: Model,
     inner: InnerLoop,
     optimizer: optax.GradientTransformation,
-    spec: TaskSpec,
+    annealing: Annealing,
+    spec: TaskSpec | SinusoidSpec,
     tasks: int,
     steps: int,
     tasks_at_once: int,
@@ -47,17 +50,19 @@ def run_steps(
     """Takes `count` meta-steps, at most `report_every`, on tasks drawn inside, as one of the devices.
 
     Returns:
-      The state, and the query loss and accuracy of each step, `[report_every]`, of which the first `count` count.
+      The state, and the query loss and (but for regression) accuracy of each step, `[report_every]`, of which the first
+      `count` count.
     """
+    measures = ("loss",) if isinstance(spec, SinusoidSpec) else ("loss", "accuracy")
 
     def one(i, carry):
         state, log = carry
         batch = episodes(spec, images, state.step, tasks, my_share(tasks))
-        state, results = meta_step(model, inner, optimizer, state, batch, steps, tasks_at_once, AXIS)
-        measured = {"loss": results.loss.mean(), "accuracy": results.accuracy.mean()}
+        state, results = meta_step(model, inner, optimizer, state, batch, steps, tasks_at_once, AXIS, annealing)
+        measured = {name: getattr(results, name).mean() for name in measures}
         return state, jax.tree.map(lambda row, value: row.at[i].set(value), log, measured)
 
-    log = {"loss": jnp.zeros(report_every), "accuracy": jnp.zeros(report_every)}
+    log = {name: jnp.zeros(report_every) for name in measures}
     state, log = lax.fori_loop(0, count, one, (state, log))
     return state, lax.pmean(log, AXIS)
 
@@ -65,7 +70,34 @@ def run_steps(
 def fresh_state(config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]) -> MetaState:
     """The state that training under `config` starts from."""
     model = experiment.build_model(config, config.task.way, image_shape)
-    return init_state(model, experiment.build_outer(config), jax.random.key(config.seed))
+    key = jax.random.key(config.seed)
+    return init_state(model, experiment.build_outer(config), key, experiment.build_inner(config))
+
+
+def renormalized(state: MetaState, fresh: MetaState) -> MetaState:
+    """A trained state for a model that differs in its normalisation modes only.
+
+    Args:
+      state: trained.
+      fresh: as `fresh_state` gives it for the other modes; its parameters stand where the trained state has none.
+
+    Raises:
+      ConfigError: the other modes need statistics that training did not gather, or parameters of other shapes.
+    """
+    trained = {name: leaf for part in (state.params, state.stats) for name, leaf in _named(part)}
+    lacking = [name for name, _ in _named(fresh.stats) if name not in trained]
+    reshaped = [name for name, leaf in _named(fresh.params) if trained.get(name, leaf).shape != leaf.shape]
+    if lacking or reshaped:
+        raise ConfigError(
+            f"model.norm differs from that of the training, which leaves no usable {(lacking + reshaped)[0]}; "
+            "evaluate with the trained modes, or change batch, metabn and tasknorm for each other"
+        )
+    params, stats = (tree.map_named(lambda n, leaf: trained.get(n, leaf), part) for part in (fresh.params, fresh.stats))
+    return state.replace(params=params, stats=stats)
+
+
+def _named(part):
+    return zip(tree.names(part), jax.tree.leaves(part), strict=True)
 
 
 def train(config: ml_collections.ConfigDict, images: Mapping[str, Images], workdir: Path) -> None:
@@ -103,6 +135,7 @@ def _loop(config, images, feed, state, checkpoints, metrics, stop):
         model=experiment.build_model(config, config.task.way, experiment.image_shape(config, images["train"])),
         inner=experiment.build_inner(config),
         optimizer=experiment.build_outer(config),
+        annealing=experiment.build_annealing(config),
         spec=experiment.train_tasks(config),
         tasks=c.tasks,
         steps=config.inner.steps,
@@ -173,11 +206,11 @@ class _Report:
         start, end, logs = self._pending
         self._pending = None
         logs = [{name: values[:count] for name, values in log.items()} for count, log in jax.device_get(logs)]
-        loss, accuracy = (float(np.concatenate([log[name] for log in logs]).mean()) for name in ("loss", "accuracy"))
+        means = {name: float(np.concatenate([log[name] for log in logs]).mean()) for name in logs[0]}
         now = time.perf_counter()
         rate = (end - start) * self._config.train.tasks / (now - self._clock)
         self._clock = now
-        self._metrics.write(end, "train", loss=loss, accuracy=accuracy, tasks_per_second=rate)
+        self._metrics.write(end, "train", **means, tasks_per_second=rate)
         left = ""
         if self._started:
             since, at = self._started
@@ -185,7 +218,8 @@ class _Report:
         else:
             self._started = (now, end)
         total = self._config.train.steps
-        say(f"step {end:>6} / {total}  loss {loss:.4f}  accuracy {accuracy:.2%}  {rate:.1f} tasks/s{left}")
+        accuracy = f"  accuracy {means['accuracy']:.2%}" if "accuracy" in means else ""
+        say(f"step {end:>6} / {total}  loss {means['loss']:.4f}{accuracy}  {rate:.1f} tasks/s{left}")
 
 
 class _StopSignal:

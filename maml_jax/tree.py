@@ -18,9 +18,9 @@ def names(tree: PyTree) -> list[str]:
     return [name_of(path) for path, _ in jax.tree.leaves_with_path(tree)]
 
 
-def map_named(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
-    """Applies `function(name, leaf)` to every leaf."""
-    return jax.tree.map_with_path(lambda path, leaf: function(name_of(path), leaf), tree)
+def map_named(function: Callable[..., Any], tree: PyTree, *others: PyTree) -> PyTree:
+    """Applies `function(name, leaf)` to every leaf; with others of the same structure, also to theirs beside it."""
+    return jax.tree.map_with_path(lambda path, *leaves: function(name_of(path), *leaves), tree, *others)
 
 
 def partition(tree: PyTree, predicate: Callable[[str], bool]) -> tuple[PyTree, PyTree]:

@@ -45,7 +45,7 @@ def check_case(case: GoldenCase, compiler_options: dict[str, Any] | None = None)
 
 
 def check(files: Sequence[str], as_json: bool) -> int:
-    """Checks golden files, or the built-in grid if there are none, and prints a line per quantity.
+    """Checks golden files, or the built-in grid and the methods if there are none, and prints a line per quantity.
 
     Args:
       files: paths.
@@ -55,17 +55,23 @@ def check(files: Sequence[str], as_json: bool) -> int:
       The exit status: 0 if everything passed, 1 if something failed, 2 if a file is unusable, whatever the others gave.
     """
     results, unusable, cases = [], [], 0
+
+    def add(found):
+        nonlocal cases
+        cases += 1
+        results.extend(found)
+        if not as_json:
+            print(*map(_line, found), sep="\n", flush=True)
+
     for case in _read(files) if files else _grid():
         if isinstance(case, GoldenError):
             unusable.append(str(case))
             if not as_json:
                 print(f"unusable: {case}", flush=True)
             continue
-        cases += 1
-        for result in check_case(case):
-            results.append(result)
-            if not as_json:
-                print(_line(result), flush=True)
+        add(check_case(case))
+    for name in () if files else _methods():
+        add(_check_method(name))
     failed = [result for result in results if not result.passed]
     if as_json:
         print(_to_json(results, unusable))
@@ -89,6 +95,18 @@ def _grid() -> Iterable[GoldenCase]:
     from parity import grid  # which takes torch; replaying files does not
 
     return grid.grid()
+
+
+def _methods() -> Iterable[str]:
+    from parity import methods
+
+    return methods.METHODS
+
+
+def _check_method(name: str) -> list[Result]:
+    from parity import methods
+
+    return [Result(name, q, error, methods.TOLERANCE) for q, error in methods.compare(name).items()]
 
 
 def _line(result: Result) -> str:

@@ -244,6 +244,11 @@ def _bn_args(config: ml_collections.ConfigDict, encoder: str, params: PyTree) ->
         if leaf == "scale":
             modes.setdefault(block_of(convert.torch_name(name)), set()).add(mode_of(config.model.norm, layer))
     kinds = set.union(*modes.values())
+    if not kinds <= {"batch", "episodic", "global"} or config.inner.learn_rates != "none":
+        raise ConfigError(
+            f"model.norm={config.model.norm!r} with inner.learn_rates={config.inner.learn_rates!r} cannot be exported: "
+            "the original has batch, episodic and global statistics only, and no learned rates"
+        )
     if any(len(found) > 1 for found in modes.values()) or ("batch" in kinds and len(kinds) > 1):
         raise ConfigError(
             f"model.norm={config.model.norm!r} cannot be exported: the original has one mode per block, and batch "

@@ -15,7 +15,7 @@ modifies its arguments, except `outer_step`, which updates `params` in place as 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -30,7 +30,8 @@ Tensors = dict[str, Tensor]
 # `forward` passes one that computes, `init_params` one that creates the parameters as it meets them.
 ConvNorm = Callable[..., Tensor]
 
-NORM_MODES = ("batch", "episodic", "global")
+NORM_MODES = ("batch", "episodic", "global", "per_step", "per_step_batch", "metabn", "tasknorm")
+LASTING = ("global", "per_step")  # modes whose statistics outlive an episode
 TEMP = "classifier.temp"
 HEAD = ("classifier.linear.weight", "classifier.linear.bias")
 CLIP = 10.0  # every entry of the meta-gradient is clipped to ±CLIP before an outer step
@@ -98,6 +99,7 @@ class ModelSpec:
         learn_temp: make the factor a parameter of the outer loop; the inner loop never adapts it.
         channels: of the images; those of the original's data sets all have 3.
         width: channels of the encoder's first block, the others in proportion; 0 for its own.
+        summed_loss: multiply every loss by the number of ways, as the official TensorFlow code of MAML does.
     """
 
     encoder: str = "convnet4"
@@ -108,6 +110,7 @@ class ModelSpec:
     learn_temp: bool = False
     channels: int = 3
     width: int = 0
+    summed_loss: bool = False
 
     def __post_init__(self) -> None:
         if self.encoder not in ENCODERS:
@@ -125,6 +128,10 @@ class ModelSpec:
                 encode, channels=self.width if isinstance(own, int) else tuple(c * self.width // own[0] for c in own)
             )
         return encode(x, conv_norm)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy, times the number of ways if it is to be summed over classes."""
+        return F.cross_entropy(logits, labels) * (self.n_way if self.summed_loss else 1)
 
     def mode(self, name: str) -> str:
         """Mode of the normalisation layer `name`, or of the layer that the parameter or statistic belongs to."""
@@ -147,6 +154,13 @@ class InnerSpec:
         first_order: hold the loss gradients constant. What weight decay and momentum add stays differentiable.
         frozen: parameters whose name contains one of these strings are not adapted, but still meta-learned.
         reset_classifier: set the head to zero before every batch of episodes.
+        optimiser: `sgd` as above; `rmsprop` or `adam`, with PyTorch's constants, but √(v + ε²) for √v + ε.
+        epsilon: ε.
+        rates_per_step: learned rates have a leading axis over steps; the last ones are used beyond it.
+        positive_rates: learned rates are given as logarithms.
+
+    Learned rates are parameters named `lr.` and then `encoder` or `classifier`, or the name of a parameter; they have
+    no axes beside that of steps, or those of the parameter.
     """
 
     n_step: int = 5
@@ -157,10 +171,38 @@ class InnerSpec:
     first_order: bool = False
     frozen: tuple[str, ...] = ()
     reset_classifier: bool = False
+    optimiser: str = "sgd"
+    epsilon: float = 1e-8
+    rates_per_step: bool = False
+    positive_rates: bool = False
 
     def adapts(self, name: str) -> bool:
         """Whether the inner loop updates the parameter `name`."""
-        return name != TEMP and not any(part in name for part in self.frozen)
+        return name != TEMP and not name.startswith("lr.") and not any(part in name for part in self.frozen)
+
+    def rate(self, params: Tensors, name: str, step: int) -> Tensor | float:
+        """The step size for the parameter `name` at a step, counted from 0."""
+        group = name.split(".")[0]
+        learned = params.get(f"lr.{name}", params.get(f"lr.{group}"))
+        if learned is None:
+            return self.encoder_lr if group == "encoder" else self.classifier_lr
+        if self.rates_per_step:
+            learned = learned[min(step, len(learned) - 1)]
+        return learned.exp() if self.positive_rates else learned
+
+    def direction(self, memory: dict[str, Tensor], name: str, grad: Tensor, step: int) -> Tensor:
+        """What the optimiser makes of a gradient; `memory` is its state in this episode, at first empty."""
+        if self.optimiser == "sgd":
+            if self.momentum:
+                grad = memory[name] = grad + self.momentum * memory.get(name, 0)
+            return grad
+        decay = {"rmsprop": 0.99, "adam": 0.999}[self.optimiser]
+        second = memory[f"{name}/v"] = decay * memory.get(f"{name}/v", 0) + (1 - decay) * grad**2
+        if self.optimiser == "rmsprop":
+            return grad / (second + self.epsilon**2).sqrt()
+        first = memory[f"{name}/m"] = 0.9 * memory.get(f"{name}/m", 0) + 0.1 * grad
+        first, second = first / (1 - 0.9 ** (step + 1)), second / (1 - decay ** (step + 1))
+        return first / (second + self.epsilon**2).sqrt()
 
 
 class Episodes(NamedTuple):
@@ -215,18 +257,19 @@ def init_params(spec: ModelSpec, generator: torch.Generator, dtype: torch.dtype 
 
 
 def init_stats(spec: ModelSpec, params: Tensors) -> Tensors:
-    """Running means 0 and variances 1, each `[channels]`, of every normalisation layer whose mode is not `batch`."""
+    """Running means 0 and variances 1 of every normalisation layer that has them, shaped as its weight."""
     stats = {}
     for name, value in params.items():
         layer, _, kind = name.rpartition(".")
-        if kind == "weight" and value.ndim == 1 and spec.mode(layer) != "batch":  # only normalisation has such weights
+        normalises = kind == "weight" and layer.rpartition(".")[2].startswith("bn")
+        if normalises and spec.mode(layer) in ("episodic", *LASTING):
             stats[f"{layer}.running_mean"] = torch.zeros_like(value, requires_grad=False)
             stats[f"{layer}.running_var"] = torch.ones_like(value, requires_grad=False)
     return stats
 
 
 def forward(
-    spec: ModelSpec, params: Tensors, stats: Tensors, x: Tensor, *, support: bool, training: bool
+    spec: ModelSpec, params: Tensors, stats: Tensors, x: Tensor, *, support: bool, training: bool, step: int = 0
 ) -> tuple[Tensor, Tensors]:
     """Logits `[images, way]` of a support or a query set `x`, `[images, 3, height, width]`, and the updated statistics.
 
@@ -237,6 +280,14 @@ def forward(
     | `batch` | batch moments | batch moments | batch moments |
     | `episodic` | batch moments, updates | batch moments, updates | running statistics |
     | `global` | batch moments, updates | running statistics | running statistics |
+    | `per_step` | batch moments, updates | running statistics | as on the support set |
+    | `per_step_batch` | batch moments | batch moments | batch moments |
+    | `metabn` | batch moments | batch moments | those of the support set |
+    | `tasknorm` | batch moments mixed with each image's | the same | support set's mixed with each image's |
+
+    In the `per_step` modes (MAML++, arXiv 1810.09502) parameters and statistics have a leading axis, of which the inner
+    step `step` picks a row. In the last two (arXiv 2003.03284) a support pass leaves its moments among the statistics
+    for the query pass, differentiable, and the weight of them in the mixture is sigmoid(scale * images + offset).
 
     Batches are normalised by their biased variance. An update moves the running statistics a tenth of the way to the
     batch's mean and unbiased variance, and no gradient flows through it.
@@ -246,17 +297,39 @@ def forward(
     def conv_norm(x: Tensor, conv: str, norm: str, channels: int, kernel: int = 3, stride: int = 1) -> Tensor:
         x = F.conv2d(x, params[f"{conv}.weight"], params.get(f"{conv}.bias"), stride, padding=kernel // 2)
         weight, bias, mode = params[f"{norm}.weight"], params[f"{norm}.bias"], spec.mode(norm)
-        if mode == "batch":
-            return F.batch_norm(x, None, None, weight, bias, training=True)
+        row = slice(None)
+        if mode in ("per_step", "per_step_batch"):
+            row = min(step, len(weight) - 1)
+        if mode in ("batch", "per_step_batch"):
+            return F.batch_norm(x, None, None, weight[row], bias[row], training=True)
+        if mode in ("metabn", "tasknorm"):
+            return _task_norm(params, stats, x, norm, support=support, mix=mode == "tasknorm")
         mean, var = stats[f"{norm}.running_mean"], stats[f"{norm}.running_var"]
-        update = support and (training or mode == "episodic")
+        update = {"episodic": support, "global": support and training, "per_step": training}[mode]
         if update:  # PyTorch updates in place, so give it copies: graphs and the caller keep the old values
             mean, var = stats[f"{norm}.running_mean"], stats[f"{norm}.running_var"] = mean.clone(), var.clone()
-        return F.batch_norm(x, mean, var, weight, bias, training=update, momentum=0.1)
+        return F.batch_norm(x, mean[row], var[row], weight[row], bias[row], training=update, momentum=0.1)
 
     features = spec.encode(x, conv_norm)
     logits = F.linear(features, params[HEAD[0]], params[HEAD[1]])
     return params.get(TEMP, spec.temp) * logits, stats
+
+
+def _task_norm(params: Tensors, stats: Tensors, x: Tensor, norm: str, *, support: bool, mix: bool) -> Tensor:
+    """Normalises by the moments of the support set, left in `stats`, mixed with each image's own; eps as elsewhere."""
+    if support:
+        stats[f"{norm}.context_mean"], stats[f"{norm}.context_var"] = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+        stats[f"{norm}.context_size"] = torch.tensor(float(len(x)), dtype=x.dtype)
+    mean, var, size = (stats[f"{norm}.context_{kind}"] for kind in ("mean", "var", "size"))
+    mean, var = mean[:, None, None], var[:, None, None]
+    if mix:
+        alpha = torch.sigmoid(params[f"{norm}.context_scale"] * size + params[f"{norm}.context_offset"])
+        own, own_var = x.mean((2, 3), keepdim=True), x.var((2, 3), correction=0, keepdim=True)
+        both = alpha * mean + (1 - alpha) * own
+        var = alpha * (var + (mean - both) ** 2) + (1 - alpha) * (own_var + (own - both) ** 2)
+        mean = both
+    weight, bias = (params[f"{norm}.{kind}"][:, None, None] for kind in ("weight", "bias"))
+    return weight * (x - mean) / (var + 1e-5).sqrt() + bias
 
 
 def adapt(
@@ -268,34 +341,64 @@ def adapt(
     afresh, at mean 0 and variance 1. In training the adapted parameters are differentiable in `params`, which must
     require gradients (see `start`).
     """
+    *_, end = trajectory(spec, inner, params, stats, x, y, training=training)
+    return end
+
+
+def trajectory(
+    spec: ModelSpec, inner: InnerSpec, params: Tensors, stats: Tensors, x: Tensor, y: Tensor, *, training: bool = True
+) -> Iterator[tuple[Tensors, Tensors]]:
+    """What `adapt` returns for no step, for one, and so on up to `n_step`."""
     fresh = {name: value for name, value in init_stats(spec, params).items() if spec.mode(name) == "episodic"}
-    params, stats, velocity = dict(params), stats | fresh, {}
+    params, stats, memory = dict(params), stats | fresh, {}
     names, second_order = [name for name in params if inner.adapts(name)], training and not inner.first_order
-    for _ in range(inner.n_step):
-        logits, stats = forward(spec, params, stats, x, support=True, training=training)
-        loss, adapted = F.cross_entropy(logits, y), [params[name] for name in names]
+    yield dict(params), stats
+    for k in range(inner.n_step):
+        logits, stats = forward(spec, params, stats, x, support=True, training=training, step=k)
+        loss, adapted = spec.loss(logits, y), [params[name] for name in names]
         grads = torch.autograd.grad(loss, adapted, create_graph=second_order) if names else ()
         for name, grad in zip(names, grads, strict=True):
             if inner.weight_decay:
                 grad = grad + inner.weight_decay * params[name]
-            if inner.momentum:
-                grad = velocity[name] = grad + inner.momentum * velocity.get(name, 0)
-            lr = inner.encoder_lr if name.startswith("encoder.") else inner.classifier_lr
-            params[name] = params[name] - lr * grad
-    return params, stats
+            params[name] = params[name] - inner.rate(params, name, k) * inner.direction(memory, name, grad, k)
+        yield dict(params), stats
+
+
+def query(
+    spec: ModelSpec, params: Tensors, stats: Tensors, support_x: Tensor, x: Tensor, *, training: bool, steps: int
+) -> tuple[Tensor, Tensors]:
+    """Query logits and statistics after `steps` steps have led to `params`: those of the last, as far as they differ.
+
+    The support set goes before, for layers that normalise by its moments.
+    """
+    step, modes = max(steps - 1, 0), {spec.norm} if isinstance(spec.norm, str) else set(spec.norm.values())
+    if modes & {"metabn", "tasknorm"}:
+        _, after = forward(spec, params, stats, support_x, support=True, training=training, step=step)
+        stats = stats | {name: value for name, value in after.items() if ".context_" in name}
+    return forward(spec, params, stats, x, support=False, training=training, step=step)
 
 
 def episode_loss(
-    spec: ModelSpec, inner: InnerSpec, params: Tensors, stats: Tensors, episode: tuple[Tensor, ...]
+    spec: ModelSpec,
+    inner: InnerSpec,
+    params: Tensors,
+    stats: Tensors,
+    episode: tuple[Tensor, ...],
+    weights: Sequence[float] = (),
 ) -> tuple[Tensor, Tensor, Tensors]:
     """Adapts to one episode (`Episodes` without its leading axis) and asks its queries, in training mode.
 
-    Returns the mean query loss, the query logits `[way * query, way]`, and the statistics that the episode leaves.
+    Returns the mean query loss (with `weights`, one per step, the weighted sum of those after each step, as in MAML++),
+    the query logits `[way * query, way]` after the last step, and the statistics that the episode leaves.
     """
     support_x, support_y, query_x, query_y = episode
-    adapted, stats = adapt(spec, inner, params, stats, support_x, support_y)
-    logits, stats = forward(spec, adapted, stats, query_x, support=False, training=True)
-    return F.cross_entropy(logits, query_y), logits, stats
+    losses = []
+    for k, (adapted, after) in enumerate(trajectory(spec, inner, params, stats, support_x, support_y)):
+        if weights or k == inner.n_step:
+            logits, end = query(spec, adapted, after, support_x, query_x, training=True, steps=k)
+            losses.append(spec.loss(logits, query_y))
+    loss = sum(w * x for w, x in zip(weights, losses[1:], strict=True)) if weights else losses[-1]
+    return loss, logits, end
 
 
 def start(inner: InnerSpec, params: Tensors) -> Tensors:
@@ -311,9 +414,14 @@ def meta_loss(spec: ModelSpec, inner: InnerSpec, params: Tensors, stats: Tensors
 
 
 def meta_gradient(
-    spec: ModelSpec, inner: InnerSpec, params: Tensors, stats: Tensors, episodes: Episodes
+    spec: ModelSpec,
+    inner: InnerSpec,
+    params: Tensors,
+    stats: Tensors,
+    episodes: Episodes,
+    weights: Sequence[float] = (),
 ) -> MetaGradient:
-    """Gradient of `meta_loss` with respect to the parameters.
+    """Gradient of `meta_loss` with respect to the parameters; `weights` as in `episode_loss`.
 
     Episodes are differentiated one at a time, which frees each one's graph before the next is built: the loss is a
     mean over episodes of equal size, so its gradient is the mean of theirs.
@@ -324,14 +432,15 @@ def meta_gradient(
     leaves, count = start(inner, params), len(episodes.support_x)
     grads, losses, logits, episode_stats = dict.fromkeys(leaves, 0), [], [], []
     for episode in zip(*episodes, strict=True):
-        loss, episode_logits, after = episode_loss(spec, inner, leaves, stats, episode)
-        for name, grad in zip(leaves, torch.autograd.grad(loss / count, list(leaves.values())), strict=True):
+        loss, episode_logits, after = episode_loss(spec, inner, leaves, stats, episode, weights)
+        found = torch.autograd.grad(loss / count, list(leaves.values()))
+        for name, grad in zip(leaves, found, strict=True):
             grads[name] = grads[name] + grad
         losses.append(loss.detach())
         logits.append(episode_logits.detach())
         episode_stats.append(after)
     carried = {
-        name: torch.stack([after[name] for after in episode_stats]).mean(0) if spec.mode(name) == "global" else value
+        name: torch.stack([after[name] for after in episode_stats]).mean(0) if spec.mode(name) in LASTING else value
         for name, value in stats.items()
     }
     return MetaGradient(torch.stack(losses).mean(), torch.stack(logits), grads, carried, episode_stats)
@@ -343,7 +452,7 @@ def evaluate(spec: ModelSpec, inner: InnerSpec, params: Tensors, stats: Tensors,
     for support_x, support_y, query_x, _ in zip(*episodes, strict=True):
         adapted, after = adapt(spec, inner, leaves, stats, support_x, support_y, training=False)
         with torch.no_grad():
-            logits.append(forward(spec, adapted, after, query_x, support=False, training=False)[0])
+            logits.append(query(spec, adapted, after, support_x, query_x, training=False, steps=inner.n_step)[0])
     return torch.stack(logits)
 
 

@@ -132,6 +132,21 @@ def test_larger_stored_images_on_the_host(launch, tmp_path):
         (["--config.task.shot=10"], r"eval\.shot=10 and eval\.query=15 take 25 images.*only 20"),
         (["--config.task.query=20"], r"task\.shot=1 and task\.query=20 take 21 images.*only 20"),
         (["--config.eval.way=3"], r"eval\.way=3 differs from task\.way=5.*model\.head=zero"),
+        (["--config.inner.optimizer=adam", "--config.inner.momentum=0.9"], r"inner\.momentum=0\.9 is sgd's"),
+        (["--config.inner.rates_per_step"], r"inner\.rates_per_step is about learned rates.*learn_rates=tensor"),
+        (["--config.inner.learn_rates=layer"], r"inner\.learn_rates='layer' must be one of none, group, tensor, elem"),
+        (
+            ["--config.inner.learn_rates=tensor", "--config.inner.positive_rates", "--config.inner.head_rate=0"],
+            r"a rate that starts at 0",
+        ),
+        (["--config.inner.learn_rates=element", "--config.eval.way=3"], r"eval\.way=3.*learn_rates=tensor"),
+        (["--config.model.head=zero", "--config.inner.fixed=head"], r"inner\.fixed='head'.*model\.head=meta"),
+        (["--config.outer.multi_step=5", "--config.inner.steps=1"], r"outer\.multi_step.*inner\.steps=1"),
+        (["--config.outer.first_order=5", "--config.inner.first_order"], r"inner\.first_order=True stays first order"),
+        (["--config.model.norm=per_step", "--config.inner.steps=0"], r"per_step.*inner\.steps=1"),
+        (["--config.data.name=sinusoid"], r"sinusoid.*needs --config\.model\.loss=squared_error"),
+        (["--config.model.loss=squared_error"], r"model\.loss='squared_error' is for sinusoid regression"),
+        (["--config.task.way=1", "--config.eval.way=1"], r"task\.way=1 is for sinusoid regression"),
         (["--config.train.tasks_at_once=3"], r"tasks_at_once=3 does not divide train\.tasks=8"),
         (["--config.train.validate_every=0"], r"eval\.checkpoint=latest"),
         (["--config.data.normalize=imagenet"], r"data\.normalize='imagenet'.*3 channels.*have 1.*normalize=none"),
@@ -208,3 +223,78 @@ def test_as_a_process(tmp_path, cache):
     assert done.returncode == 0, done.stderr
     assert "3-way 1-shot" in done.stdout
     assert (tmp_path / "runs" / "glyphs_5w1s" / "eval.json").exists()
+
+
+def test_sinusoid(launch, tmp_path):
+    arguments = ["--config.train.steps=40", "--config.train.report_every=20", "--config.eval.tasks=7"]
+    status, out, err = launch("--config", ROOT / "configs" / "sinusoid.py", "--workdir", tmp_path / "run", *arguments)
+    assert status == 0
+    assert "mean squared error over 7 tasks, 10 shots" in out
+    assert "accuracy" not in err
+    report = json.loads((tmp_path / "run" / "eval.json").read_text())
+    errors = np.load(tmp_path / "run" / "eval_tasks.npz")
+    for name in ("maml", "joint"):
+        assert list(report["mean_squared_error"][name]) == ["0", "1", "5", "10"]
+        assert errors[name].shape == (7, 11)
+        for steps, figure in report["mean_squared_error"][name].items():
+            np.testing.assert_allclose(figure["mean"], errors[name][:, int(steps)].mean(), rtol=1e-6)
+    assert (tmp_path / "run" / "report" / "sinusoid.png").stat().st_size > 10_000
+    assert (tmp_path / "run" / "joint" / "checkpoints" / "latest" / "40").exists()
+
+
+METHODS = {
+    "": "",
+    "fomaml": "c.inner.first_order = True",
+    "anil": "c.inner.fixed = '^encoder'",
+    "boil": "c.inner.fixed = '^head'",
+    "metasgd": "c.inner.learn_rates = 'element'",
+    "mamlpp": "c.model.norm, c.inner.learn_rates = 'per_step', 'tensor'",
+    "tasknorm": "c.model.norm = 'tasknorm'",
+}
+
+
+@pytest.mark.slow
+def test_compare(launch, tmp_path):
+    """Every method is trained, evaluated in two ways, and goes on where it was."""
+    for method, change in METHODS.items():
+        name = "_".join(filter(None, ("tiny", method)))
+        lines = ["from configs import default", "def get_config():", "    c = default.get_config()"]
+        lines += [f"    {change or 'pass'}", "    return c"]
+        (tmp_path / f"{name}.py").write_text("\n".join(lines))
+    arguments = ["compare", "--config", tmp_path / "tiny.py", "--workdir", tmp_path / "table", *TINY]
+    status, out, _ = launch(*arguments)
+    assert status == 0
+    assert len(out.splitlines()) >= 2 + len(METHODS)
+    rows = json.loads((tmp_path / "table" / "compare.json").read_text())
+    assert [row["method"] for row in rows] == ["MAML", "FOMAML", "ANIL", "BOIL", "Meta-SGD", "MAML++", "TaskNorm-I"]
+    for row in rows:
+        assert row["transductive"]["n_tasks"] == row["inductive"]["n_tasks"] == 30
+        assert row["transductive"]["protocol"]["transductive"]
+        assert not row["inductive"]["protocol"]["transductive"]
+        assert row["transductive"]["protocol"]["step"] == row["inductive"]["protocol"]["step"]
+    assert (tmp_path / "table" / "compare.md").read_text() in out
+    assert launch(*arguments)[1].endswith((tmp_path / "table" / "compare.md").read_text())
+
+
+def test_compare_needs_a_configuration_of_each_method(launch, tmp_path):
+    status, _, err = launch("compare", "--workdir", tmp_path / "table")
+    assert status == 2
+    assert "glyphs_5w1s_fomaml.py" in err
+
+
+def test_normalisation_is_changed_at_test(launch, tmp_path):
+    """And what learns rates is trained, resumed and evaluated like anything else."""
+    workdir = tmp_path / "run"
+    learning = ["--config.inner.learn_rates=tensor", "--config.inner.rates_per_step", "--config.inner.steps=2"]
+    assert launch("--workdir", workdir, *TINY, *learning)[0] == 0
+    status, _, err = launch("--workdir", workdir, *TINY, *learning, "--config.train.steps=6")
+    assert status == 0
+    assert "continuing at meta-step 4" in err
+    for norm in ("metabn", "tasknorm"):
+        assert launch("evaluate", "--workdir", workdir, f"--config.model.norm={norm}")[0] == 0
+        protocol = json.loads((workdir / "eval.json").read_text())["protocol"]
+        assert protocol["norm"] == norm
+        assert not protocol["transductive"]
+    status, _, err = launch("evaluate", "--workdir", workdir, "--config.model.norm=global")
+    assert status == 2
+    assert "encoder/block1/norm/mean" in err

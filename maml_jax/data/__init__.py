@@ -14,6 +14,7 @@ from maml_jax.data import (
     inat2017,
     mini_imagenet,
     omniglot,
+    sinusoid,
     store,
     tfds_source,
     tiered_imagenet,
@@ -190,6 +191,8 @@ def open_stores(data: Any, progress: bool = True) -> dict[str, ClassStore]:
     Returns:
       The stores by split: 'train', 'val', 'test', of which a data set may lack some.
     """
+    if data.name == sinusoid.NAME:
+        return sinusoid.stores()
     path = build_store(data, progress)
     return {split: store.open_store(path, split) for split in store.split_names(path)}
 

@@ -11,7 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from maml_jax.data import sinusoid
 from maml_jax.data.augment import Statistics, prepare
+from maml_jax.data.sinusoid import SinusoidSpec
 from maml_jax.data.source import SPLITS
 from maml_jax.data.store import ClassStore
 from maml_jax.episode import Episode
@@ -149,8 +151,10 @@ def finish_task(spec: TaskSpec, pixels: jax.Array, turns: jax.Array, index: jax.
     return Episode(*support, *query)
 
 
-def sample_task(spec: TaskSpec, images: DeviceImages, index: jax.Array) -> Episode:
-    """Draws task `index` of the split whose images are on the device."""
+def sample_task(spec: TaskSpec | SinusoidSpec, images: DeviceImages, index: jax.Array) -> Episode:
+    """Draws task `index` of the split whose images are on the device, if its tasks are made of images."""
+    if isinstance(spec, SinusoidSpec):
+        return sinusoid.sample_task(spec, index)
     rows, turns = draw_task(spec, images.offsets, index)
     return finish_task(spec, images.pixels[rows], turns, index)
 

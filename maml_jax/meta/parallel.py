@@ -28,10 +28,12 @@ def spread(
       function: of arrays, to arrays.
       devices: of all processes.
       backend: 'shard_map' or 'pmap', with the same result.
-      donate: positions of arguments whose memory may be reused.
+      donate: positions of arguments whose memory 'shard_map' may use again.
     """
-    if backend == "pmap":
-        return jax.pmap(function, AXIS, in_axes=None, out_axes=None, devices=devices, donate_argnums=donate)
+    if backend == "pmap":  # which wants an argument that differs from device to device, and here donates none
+        places = np.arange(sum(device.process_index == jax.process_index() for device in devices))
+        mapped = jax.pmap(lambda _, args: function(*args), AXIS, in_axes=(0, None), out_axes=None, devices=devices)
+        return lambda *args: mapped(places, args)
     mapped = jax.shard_map(function, mesh=_mesh(devices), in_specs=P(), out_specs=P(), check_vma=False)
     return jax.jit(mapped, donate_argnums=donate)
 

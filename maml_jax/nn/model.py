@@ -1,6 +1,7 @@
 """The few-shot classifier: an encoder and a head as pure functions of parameters and normalisation statistics."""
 
 import dataclasses
+import re
 
 import flax.linen as nn
 import jax
@@ -9,7 +10,9 @@ import jax.numpy as jnp
 from maml_jax import tree
 from maml_jax.nn.convnet import ConvNet
 from maml_jax.nn.head import LinearHead
-from maml_jax.nn.norm import Pass, at_least_float32, mode_of
+from maml_jax.nn.loss import LOSSES, Loss, cross_entropy
+from maml_jax.nn.mlp import MLP
+from maml_jax.nn.norm import CONTEXT, LASTING, PER_STEP, Pass, at_least_float32, mode_of
 from maml_jax.nn.resnet import ResNet12, ResNet18
 from maml_jax.tree import PyTree
 
@@ -30,6 +33,7 @@ ENCODERS = {
     "resnet18": _residual(ResNet18, _NARROW),
     "wide_resnet18": _residual(ResNet18, _WIDE),
     "resnet18_standard": _residual(ResNet18, _NARROW, blocks=2),
+    "mlp": lambda width, norm: MLP(width or 40),
 }
 HEADS = ("meta", "zero")
 _ZEROED = ("kernel", "bias")  # of the head, if it starts at zero
@@ -63,6 +67,8 @@ class Model:
         otherwise the head's initialisation is meta-learned.
       image_shape: `(height, width, channels)` of one image.
       half: the encoder's activations are bfloat16; parameters, statistics and the head stay as they are.
+      loss: of logits against labels, on support and query sets alike.
+      steps: inner steps that `per_step` layers have parameters and statistics for, in a leading axis.
     """
 
     classifier: Classifier
@@ -70,9 +76,11 @@ class Model:
     zero_head: bool
     image_shape: tuple[int, int, int]
     half: bool = False
+    loss: Loss = cross_entropy
+    steps: int = 0
 
     def init(self, key: jax.Array) -> tuple[PyTree, PyTree]:
-        """Draws the meta-parameters, and the statistics that outlive an episode (those of `global` layers)."""
+        """Draws the meta-parameters, and the statistics that outlive an episode (`lasting_stats`)."""
         variables = self._variables(key)
         params = variables["params"]
         if self.zero_head:
@@ -81,7 +89,8 @@ class Model:
         return params, self.lasting_stats(variables.get("batch_stats", {}))
 
     def episode_params(self, params: PyTree) -> PyTree:
-        """Where adaptation starts: the meta-parameters, completed by zeros where they hold no head."""
+        """Where adaptation starts: the model's meta-parameters, completed by zeros where they hold no head."""
+        params = {part: params[part] for part in ("encoder", "head")}
         if "kernel" in params["head"]:
             return params
         shapes = jax.eval_shape(self._variables, jax.random.key(0))["params"]["head"]
@@ -89,18 +98,20 @@ class Model:
         return {**params, "head": {**params["head"], **zeros}}
 
     def episode_stats(self, stats: PyTree) -> PyTree:
-        """The statistics an episode starts with: mean 0, variance 1 in `episodic` layers, those given in `global`."""
+        """The statistics an episode starts with: those given where they last, elsewhere mean 0 and variance 1."""
         shapes = jax.eval_shape(self._variables, jax.random.key(0)).get("batch_stats", {})
         fresh = tree.map_named(
             lambda name, s: (jnp.ones if name.endswith("var") else jnp.zeros)(s.shape, s.dtype), shapes
         )
-        return tree.merge(stats, tree.partition(fresh, self._is_global)[1])
+        return tree.merge(stats, tree.partition(fresh, self._lasts)[1])
 
     def lasting_stats(self, stats: PyTree) -> PyTree:
-        """What remains of an episode's statistics: those of `global` layers, None elsewhere."""
-        return tree.partition(stats, self._is_global)[0]
+        """What remains of an episode's statistics: those of `global` and `per_step` layers, None elsewhere."""
+        return tree.partition(stats, self._lasts)[0]
 
-    def apply(self, params: PyTree, stats: PyTree, x: jax.Array, which: Pass, train: bool) -> tuple[jax.Array, PyTree]:
+    def apply(
+        self, params: PyTree, stats: PyTree, x: jax.Array, which: Pass, train: bool, step: int | jax.Array = 0
+    ) -> tuple[jax.Array, PyTree]:
         """Evaluates the classifier.
 
         Args:
@@ -109,20 +120,44 @@ class Model:
           x: `[batch, height, width, channels]`.
           which: the support pass updates running statistics, the query pass uses them.
           train: meta-training; at meta-test `global` layers use their statistics on the support pass too.
+          step: inner step, from 0, for `per_step` layers; the query pass goes with the last one taken. Beyond those
+            that there are parameters for, the last ones are used.
 
         Returns:
           Logits `[batch, way]`, and the statistics after this pass.
         """
-        variables = {"params": params, "batch_stats": stats}
         x = x.astype(jnp.bfloat16) if self.half else x
-        logits, state = self.classifier.apply(variables, x, which, train, mutable=["batch_stats"])
-        return logits, state.get("batch_stats", {})
+        row = jnp.clip(step, 0, max(self.steps - 1, 0))
 
-    def _is_global(self, name: str) -> bool:
-        return mode_of(self.norm, name.rpartition("/")[0]) == "global"
+        def pick(name, leaf):
+            return leaf[row] if self._is_per_step(name) else leaf
+
+        def put(name, leaf, new):
+            return leaf.at[row].set(new) if self._is_per_step(name) else new
+
+        variables = {"params": tree.map_named(pick, params), "batch_stats": tree.map_named(pick, stats)}
+        logits, state = self.classifier.apply(variables, x, which, train, mutable=["batch_stats"])
+        return logits, tree.map_named(put, stats, state.get("batch_stats", {}))
+
+    @property
+    def has_context(self) -> bool:
+        """Whether the query pass needs a context pass before it."""
+        return any(mode in self.norm for mode in CONTEXT)
+
+    def _lasts(self, name: str) -> bool:
+        return mode_of(self.norm, name.rpartition("/")[0]) in LASTING
+
+    def _is_per_step(self, name: str) -> bool:
+        layer = name.rpartition("/")[0]
+        return re.search(r"norm\d*$", layer) is not None and mode_of(self.norm, layer) in PER_STEP
 
     def _variables(self, key: jax.Array) -> PyTree:
-        return self.classifier.init(key, jnp.zeros((1, *self.image_shape)), Pass.SUPPORT, True)
+        variables = self.classifier.init(key, jnp.zeros((1, *self.image_shape)), Pass.SUPPORT, True)
+
+        def repeat(name, leaf):
+            return jnp.repeat(leaf[None], self.steps, 0) if self._is_per_step(name) else leaf
+
+        return {kind: tree.map_named(repeat, leaves) for kind, leaves in variables.items()}
 
 
 def build(
@@ -135,6 +170,8 @@ def build(
     temperature: float = 1.0,
     learn_temperature: bool = False,
     half: bool = False,
+    loss: str = "cross_entropy",
+    steps: int = 0,
 ) -> Model:
     """A model by the names of its parts.
 
@@ -148,6 +185,8 @@ def build(
       temperature: factor on the logits, or its initial value.
       learn_temperature: make the factor a meta-parameter, which never adapts.
       half: activations in bfloat16.
+      loss: a key of `LOSSES`.
+      steps: inner steps in training, for `per_step` layers.
     """
     classifier = Classifier(ENCODERS[encoder](width, norm), LinearHead(way, temperature, learn_temperature))
-    return Model(classifier, norm, head == "zero", image_shape, half)
+    return Model(classifier, norm, head == "zero", image_shape, half, LOSSES[loss], steps)

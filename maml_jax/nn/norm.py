@@ -7,6 +7,18 @@ A layer's mode says where its moments come from on the two passes of an episode:
 | `batch`    | the batch's                                     | the batch's        | none: transductive     |
 | `episodic` | the batch's; updates running ones               | the running ones   | fresh in every episode |
 | `global`   | training: as episodic; test: the running ones   | the running ones   | one set for the run    |
+| `per_step` | training: as episodic; test: the running ones   | as on the support  | a set per inner step   |
+| `metabn`   | the batch's                                     | the context's      | the context's          |
+| `tasknorm` | the batch's, mixed with each image's own        | likewise           | the context's          |
+
+`per_step` is MAML++'s (Antoniou et al. 2018, arXiv:1810.09502): scale and bias, too, are an inner step's own. The paper
+accumulates statistics per step for use at test. Its public code accumulates them, but always normalises by the batch,
+and so is transductive: that is `per_step_batch`, `batch` with a scale and bias for each inner step. What is peculiar to
+a step is picked by `maml_jax.nn.model.Model.apply`; the layer sees one step's.
+
+`metabn` and `tasknorm` (TaskNorm-I; Bronskill et al. 2020, arXiv:2003.03284) take the moments of the support set, the
+context, at the same parameters that the query set sees: hence a pass of its own over it (`Pass.CONTEXT`), through which
+gradients flow. Both are inductive. They can replace `batch` in a trained model at test time.
 
 Modes can differ from layer to layer (`mode_of`). The layer itself only reads the statistics it is given and returns
 updated ones (Flax's `batch_stats` collection); that a layer is episodic means that the caller hands it fresh ones
@@ -15,7 +27,7 @@ updated ones (Flax's `batch_stats` collection); that a layer is episodic means t
 
 import enum
 import re
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
@@ -23,14 +35,18 @@ import jax.numpy as jnp
 
 from maml_jax.errors import ConfigError
 
-Mode = Literal["batch", "episodic", "global"]
-MODES: tuple[Mode, ...] = ("batch", "episodic", "global")
+Mode = Literal["batch", "episodic", "global", "per_step", "per_step_batch", "metabn", "tasknorm"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+LASTING: tuple[Mode, ...] = ("global", "per_step")  # whose statistics outlive an episode
+PER_STEP: tuple[Mode, ...] = ("per_step", "per_step_batch")  # whose parameters and statistics are a step's own
+CONTEXT: tuple[Mode, ...] = ("metabn", "tasknorm")  # whose query pass needs a context pass before it
 
 
 class Pass(enum.Enum):
     """Which pass over an episode a forward evaluation is."""
 
     SUPPORT = enum.auto()
+    CONTEXT = enum.auto()  # the support set at the adapted parameters, before the query pass
     QUERY = enum.auto()
 
 
@@ -69,8 +85,8 @@ class Affine(NamedTuple):
     """The map x -> gain x + shift, channel by channel.
 
     Attributes:
-      gain: `[channels]`.
-      shift: `[channels]`.
+      gain: `[channels]`, or `[batch, 1, 1, channels]` where each image has its own.
+      shift: as `gain`.
       rising: whether gain >= 0, bool `[channels]`; known before the moments of x are.
     """
 
@@ -116,21 +132,43 @@ class BatchNorm(nn.Module):
         channels, dtype = x.shape[-1:], at_least_float32(x)
         scale = self.param("scale", nn.initializers.ones, channels, dtype)
         bias = self.param("bias", nn.initializers.zeros, channels, dtype)
-        if mode == "batch":
+        if mode in ("batch", "per_step_batch"):
             return self._affine(*_moments(x), scale, bias)
+        if mode in CONTEXT:
+            return self._affine(*self._context_moments(x, which, mode), scale, bias)
 
         offset = jnp.zeros(channels, dtype) if offset is None else offset
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, dtype)
         var = self.variable("batch_stats", "var", jnp.ones, channels, dtype)
-        if which is Pass.QUERY or (mode == "global" and not train):
+        queried, tested = which is Pass.QUERY, not train
+        if {"episodic": queried, "global": queried or tested, "per_step": tested}[mode]:
             return self._affine(mean.value - offset, var.value, scale, bias)
 
         batch_mean, batch_var = _moments(x)
-        if not self.is_initializing():
+        if which is not Pass.CONTEXT and not self.is_initializing():
             count = x.size // x.shape[-1]
             mean.value = self._move(mean.value, batch_mean + offset)
             var.value = self._move(var.value, batch_var * (count / max(count - 1, 1)))
         return self._affine(batch_mean, batch_var, scale, bias)
+
+    def _context_moments(self, x, which, mode):
+        """TaskNorm's mean and variance: the context's, with weight α, and those of each image by itself."""
+        channels, dtype = x.shape[-1:], at_least_float32(x)
+        mean = self.variable("batch_stats", "context_mean", jnp.zeros, channels, dtype)
+        var = self.variable("batch_stats", "context_var", jnp.ones, channels, dtype)
+        size = self.variable("batch_stats", "context_size", jnp.zeros, (), dtype)
+        context = (mean.value, var.value, size.value) if which is Pass.QUERY else (*_moments(x), float(x.shape[0]))
+        if which is Pass.CONTEXT:
+            mean.value, var.value, size.value = (jnp.asarray(c, dtype) for c in context)
+        if mode == "metabn":
+            return context[:2]
+        slope = self.param("context_scale", nn.initializers.zeros, (), dtype)
+        level = self.param("context_offset", nn.initializers.zeros, (), dtype)
+        alpha = nn.sigmoid(slope * context[2] + level)
+        instance = (jnp.expand_dims(m, tuple(range(1, x.ndim - 1))) for m in jax.vmap(_moments)(x))
+        parts = ((alpha, *context[:2]), (1 - alpha, *instance))
+        mean = sum(weight * m for weight, m, _ in parts)
+        return mean, sum(weight * (v + jnp.square(m - mean)) for weight, m, v in parts)
 
     def _move(self, running: jax.Array, batch: jax.Array) -> jax.Array:
         return (1 - self.momentum) * running + self.momentum * jax.lax.stop_gradient(batch)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from maml_jax import tree
-from maml_jax.meta.inner import InnerLoop, adapt, all_but, cross_entropy, sgd
+from maml_jax.meta.inner import InnerLoop, adapt, all_but, sgd
 from maml_jax.nn.convnet import ConvNet
 from maml_jax.nn.head import LinearHead
+from maml_jax.nn.loss import cross_entropy
 from maml_jax.nn.model import Classifier, Model
 from maml_jax.nn.norm import Pass
 

@@ -13,6 +13,7 @@ from maml_jax.meta import outer
 from maml_jax.meta.inner import InnerLoop, all_but, sgd
 from maml_jax.meta.outer import meta_gradient, meta_loss
 from maml_jax.meta.step import init_state, meta_step
+from maml_jax.nn.loss import cross_entropy
 from tests.meta.test_inner import written_out
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -106,7 +107,7 @@ def test_without_scan(small, episodes):
                 model, params, start, task.support_x, task.support_y, 3, 0.3, 0.2, momentum=0.5, decay=0.01
             )
             logits, _ = model.apply(adapted, after, task.query_x, outer.Pass.QUERY, True)
-            losses.append(outer.cross_entropy(logits, task.query_y))
+            losses.append(cross_entropy(logits, task.query_y))
         return sum(losses) / 2
 
     scanned, _ = gradient(model, inner_loop(is_adapted=all_but("")), params, stats, tasks)
@@ -131,7 +132,7 @@ def test_first_order_differs_but_keeps_the_paths_of_decay_and_momentum(small, ep
     adapted, after, _ = outer.adapt(model, inner, params, stats, task.support_x, task.support_y, 1, True)
 
     def query_loss(p):
-        return outer.cross_entropy(model.apply(p, after, task.query_x, outer.Pass.QUERY, True)[0], task.query_y)
+        return cross_entropy(model.apply(p, after, task.query_x, outer.Pass.QUERY, True)[0], task.query_y)
 
     at_adapted = jax.grad(query_loss)(adapted)
     assert_same(first, jax.tree.map(lambda g: g * (1 - rate * decay), at_adapted), 1e-10)

@@ -60,13 +60,13 @@ def test_devices_and_backends_agree(x64, small, episodes, on_one_device, devices
 _WORKER = """
 import sys
 import jax
+import numpy as np
+from tests import conftest
+from tests.meta import test_parallel
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_compilation_cache_dir", sys.argv[4])
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-import numpy as np
-from tests import conftest
-from tests.meta import test_parallel
 model, episodes = conftest.small.__wrapped__(), conftest.episodes.__wrapped__()
 assert len(jax.devices()) == 4
 state = test_parallel.train(model("block1=global, batch"), episodes(tasks=4), jax.devices(), "shard_map")

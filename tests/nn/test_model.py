@@ -39,7 +39,7 @@ def test_any_image_size(side, channels):
     assert logits.shape == (2, 3)
 
 
-@pytest.mark.parametrize("encoder", model.ENCODERS)
+@pytest.mark.parametrize("encoder", sorted(model.ENCODERS.keys() - {"mlp"}))
 def test_every_encoder_at_an_odd_size_and_a_small_width(encoder):
     m = model.build(encoder, 4, "episodic", "meta", 3, (35, 35, 1))
     params, _ = jax.eval_shape(m.init, jax.random.key(0))

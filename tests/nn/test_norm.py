@@ -31,15 +31,17 @@ def x():
 
 @pytest.mark.parametrize("which", Pass)
 @pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("mode", ["batch", "episodic", "global"])
+@pytest.mark.parametrize("mode", ["batch", "episodic", "global", "per_step"])
 def test_moments(mode, which, train, x):
-    by_batch = mode == "batch" or (which is Pass.SUPPORT and (train or mode == "episodic"))
+    by_batch = {"batch": True, "episodic": which is not Pass.QUERY, "per_step": train}.get(
+        mode, which is not Pass.QUERY and train
+    )
     y, stats = run(mode, which, train, x, mean=0.3, var=2.0)
     batch_mean, batch_var = x.mean((0, 1, 2)), x.var((0, 1, 2))
     np.testing.assert_allclose(y, expected(x, *((batch_mean, batch_var) if by_batch else (0.3, 2.0))), rtol=1e-12)
     if mode == "batch":
         assert stats == {}
-    elif by_batch:
+    elif by_batch and which is not Pass.CONTEXT:
         np.testing.assert_allclose(stats["mean"], 0.9 * 0.3 + 0.1 * batch_mean, rtol=1e-12)
         np.testing.assert_allclose(stats["var"], 0.9 * 2.0 + 0.1 * x.var((0, 1, 2), ddof=1), rtol=1e-12)
     else:
@@ -95,3 +97,50 @@ def test_mode_by_pattern(norm, name, mode):
 def test_bad_descriptions_are_refused(norm):
     with pytest.raises(ConfigError, match=r"model\.norm"):
         mode_of(norm, "encoder/block2/norm")
+
+
+def context_then(mode, support, query, slope=0.0, level=0.0):
+    """Normalises a support and then a query set, and gives both and the statistics between."""
+    channels = support.shape[-1]
+    params = {"scale": jnp.arange(1.0, channels + 1), "bias": jnp.full(channels, 0.5)}
+    if mode == "tasknorm":
+        params |= {"context_scale": jnp.asarray(slope), "context_offset": jnp.asarray(level)}
+    stats = {name: jnp.full((channels,), jnp.nan) for name in ("context_mean", "context_var")}
+    stats["context_size"] = jnp.asarray(jnp.nan)
+    apply = lambda x, which, stats: BatchNorm(mode).apply(  # noqa: E731
+        {"params": params, "batch_stats": stats}, x, None, which, True, mutable=["batch_stats"]
+    )
+    first, state = apply(support, Pass.CONTEXT, stats)
+    second, after = apply(query, Pass.QUERY, state["batch_stats"])
+    return first(support), second(query), after["batch_stats"]
+
+
+def mixed(x, support, alpha):
+    """TaskNorm's moments (Bronskill et al. 2020, arXiv:2003.03284), image by image: those of two merged populations."""
+    mean, var = support.mean((0, 1, 2)), support.var((0, 1, 2))
+    own, own_var = x.mean((1, 2), keepdims=True), x.var((1, 2), keepdims=True)
+    both = alpha * mean + (1 - alpha) * own
+    return both, alpha * (var + mean**2) + (1 - alpha) * (own_var + own**2) - both**2
+
+
+@pytest.mark.parametrize(("slope", "level"), [(0.0, 0.0), (0.1, -0.7), (0.0, 50.0), (0.0, -50.0)])
+def test_tasknorm_mixes_the_contexts_moments_with_each_images(x, slope, level):
+    query = np.random.default_rng(1).normal(-1.0, 3.0, (5, 4, 5, 2))
+    first, second, stats = context_then("tasknorm", x, query, slope, level)
+    alpha = 1 / (1 + np.exp(-(slope * len(x) + level)))
+    np.testing.assert_allclose(first, expected(x, *mixed(x, x, alpha)), rtol=1e-10)
+    np.testing.assert_allclose(second, expected(query, *mixed(query, x, alpha)), rtol=1e-10)
+    assert stats["context_size"] == len(x)
+
+
+def test_metabn_takes_the_contexts_moments(x):
+    query = np.random.default_rng(1).normal(-1.0, 3.0, (5, 4, 5, 2))
+    first, second, _ = context_then("metabn", x, query)
+    np.testing.assert_allclose(first, expected(x, x.mean((0, 1, 2)), x.var((0, 1, 2))), rtol=1e-12)
+    np.testing.assert_allclose(second, expected(query, x.mean((0, 1, 2)), x.var((0, 1, 2))), rtol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["metabn", "tasknorm"])
+def test_gradients_flow_through_the_contexts_moments(x, mode):
+    through = jax.grad(lambda support: jnp.tanh(context_then(mode, support, x + 1.0)[1]).sum())(jnp.asarray(x))
+    assert jnp.any(through != 0)

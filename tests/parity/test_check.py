@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from parity import convert, golden, grid, replay
+from parity import convert, golden, grid, methods, replay
 from parity.__main__ import main
 from parity.check import Result
 from parity.grid import make_case
@@ -113,6 +113,7 @@ def test_json(recorded, files, capsys):
 
 def test_without_files_the_grid_is_checked(recorded, monkeypatch, capsys):
     monkeypatch.setattr(grid, "GRID", {"tiny": {"n_step": 1, "episodes": 1}})
+    monkeypatch.setattr(methods, "METHODS", {})
     assert main(["check"]) == 0
     assert "1 cases, 5 quantities: 5 passed" in capsys.readouterr().out
 

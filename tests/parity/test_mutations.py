@@ -3,6 +3,7 @@
 Everything runs without `jit`, where a change costs a run but no compilation, as all cases share their shapes.
 """
 
+import dataclasses
 import functools
 from types import SimpleNamespace
 
@@ -51,7 +52,7 @@ def failures(name, quantities):
     return {result.quantity for result in results if not result.passed} & quantities
 
 
-def without_gradient(model, inner, params, stats, episodes, steps, tasks_at_once):
+def without_gradient(model, inner, params, stats, episodes, steps, tasks_at_once, weights):
     """Stands in for `meta_gradient` where only its results are looked at, which takes a tenth of the time."""
     results = lax.map(lambda e: outer.task_loss(model, inner, params, stats, e, steps, True)[1], episodes)
     return jax.tree.map(jnp.zeros_like, params), results
@@ -96,21 +97,21 @@ def running_statistics_never_move(patch):
 
 def query_normalised_by_its_own_batch(patch):
     right = Model.apply
-    patch.setattr(Model, "apply", lambda self, p, s, x, which, train: right(self, p, s, x, Pass.SUPPORT, train))
+    patch.setattr(Model, "apply", lambda self, p, s, x, which, train, *k: right(self, p, s, x, Pass.SUPPORT, train))
 
 
 def evaluation_by_batch_moments_in_global_layers(patch):
     right = Model.apply
-    patch.setattr(Model, "apply", lambda self, p, s, x, which, train: right(self, p, s, x, which, True))
+    patch.setattr(Model, "apply", lambda self, p, s, x, which, train, *k: right(self, p, s, x, which, True))
 
 
 def training_by_running_statistics_in_global_layers(patch):
     right = Model.apply
-    patch.setattr(Model, "apply", lambda self, p, s, x, which, train: right(self, p, s, x, which, False))
+    patch.setattr(Model, "apply", lambda self, p, s, x, which, train, *k: right(self, p, s, x, which, False))
 
 
 def episodic_statistics_never_reset(patch):
-    patch.setattr(Model, "_is_global", lambda self, name: True)
+    patch.setattr(Model, "_lasts", lambda self, name: True)
 
 
 def global_statistics_of_the_last_episode(patch):
@@ -237,12 +238,16 @@ def rates_swapped(patch):
 
 def one_step_more(patch):
     right = outer.adapt
-    patch.setattr(outer, "adapt", lambda *arguments: right(*arguments[:-2], arguments[-2] + 1, arguments[-1]))
+    patch.setattr(outer, "adapt", lambda *arguments: right(*arguments[:6], arguments[6] + 1, *arguments[7:]))
 
 
 def support_loss_summed(patch):
-    right = inner.cross_entropy
-    patch.setattr(inner, "cross_entropy", lambda logits, labels: right(logits, labels) * len(labels))
+    right = outer.adapt
+
+    def adapt(model, *rest):
+        return right(dataclasses.replace(model, loss=lambda *at: model.loss(*at) * len(at[1])), *rest)
+
+    patch.setattr(outer, "adapt", adapt)
 
 
 def head_of_ones_instead_of_zeros(patch):

@@ -1,0 +1,16 @@
+"""mini-ImageNet, 5-way 1-shot, first-order MAML (Finn, Abbeel & Levine 2017: 48.07 +- 1.75 %).
+
+Not run to its end by us yet; the rest as in `mini_5w1s.py`.
+
+    python launch.py --config configs/mini_5w1s_fomaml.py --config.data.dir=FOLDER
+"""
+
+import ml_collections
+
+from configs import mini_5w1s
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = mini_5w1s.get_config()
+    c.inner.first_order = True
+    return c

@@ -1,0 +1,19 @@
+"""mini-ImageNet, 5-way 1-shot, Meta-SGD (Li et al. 2017, arXiv:1707.09835).
+
+A learned rate for every element, of any sign, and one inner step. Not run to its end by us yet; the rest as in
+`mini_5w1s.py`.
+
+    python launch.py --config configs/mini_5w1s_metasgd.py --config.data.dir=FOLDER
+"""
+
+import ml_collections
+
+from configs import mini_5w1s
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = mini_5w1s.get_config()
+    c.inner.learn_rates = "element"
+    c.inner.steps = 1
+    c.eval.steps = 1
+    return c

@@ -1,0 +1,16 @@
+"""Omniglot, 5-way 1-shot, first-order MAML (Finn, Abbeel & Levine 2017, section 5.2).
+
+The inner gradients are constants to the outer loop. Not run to its end by us yet; the rest as in `omniglot_5w1s.py`.
+
+    python launch.py --config configs/omniglot_5w1s_fomaml.py --config.data.dir=FOLDER
+"""
+
+import ml_collections
+
+from configs import omniglot_5w1s
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = omniglot_5w1s.get_config()
+    c.inner.first_order = True
+    return c

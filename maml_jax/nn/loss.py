@@ -1,0 +1,42 @@
+"""What a model is judged by: losses over the outputs for a support or a query set."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean cross-entropy of logits `[..., way]` against int labels `[...]`."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def summed_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """`cross_entropy` times the number of ways: a mean over a class's images, summed over classes.
+
+    So the official TensorFlow code of MAML scales both of its losses. An inner rate of 0.4 there, with five ways, is
+    one of 2.0 with the mean; the outer loss is five times as large, which Adam does not notice but clipping does.
+    """
+    return logits.shape[-1] * cross_entropy(logits, labels)
+
+
+def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Mean squared error of outputs `[..., features]` against targets of the same shape."""
+    return jnp.square(outputs - targets).mean()
+
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": cross_entropy,
+    "summed_cross_entropy": summed_cross_entropy,
+    "squared_error": squared_error,
+}
+
+
+def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array | None:
+    """Share of rows of logits `[batch, way]` whose largest entry is at the int label `[batch]`; None in regression."""
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        return None
+    return jnp.mean(jnp.argmax(logits, -1) == labels)

@@ -1,0 +1,165 @@
+"""Every method of the family, ours against the PyTorch reference: loss, meta-gradient and statistics in float64.
+
+A method is a handful of settings on either side. Where it has parameters that the original knows nothing of (learned
+rates, TaskNorm's, a scale for each step), these have names of their own in the reference; see `parity.reference`.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from configs import default
+from maml_jax import experiment, tree
+from maml_jax.episode import Episode
+from maml_jax.meta.outer import meta_gradient
+from maml_jax.meta.step import init_state
+from maml_jax.nn.model import Model
+from maml_jax.tree import PyTree
+from parity import convert, reference
+
+TOLERANCE = 1e-9
+_SIZE, _TASKS, _WAY, _SHOT, _QUERY = 16, 2, 2, 2, 2
+_BASE = {"model.width": 4, "inner.steps": 2, "inner.encoder_rate": 0.05, "inner.head_rate": 0.1}
+
+
+class Method(NamedTuple):
+    """A method, for either side.
+
+    Attributes:
+      ours: fields of the configuration, beside those of `_BASE`.
+      inner: fields of the reference's `InnerSpec` that say the same.
+      model: fields of its `ModelSpec`.
+      weights: of the multi-step loss, one for each inner step, or none.
+    """
+
+    ours: dict[str, Any]
+    inner: dict[str, Any] = {}  # noqa: RUF012 (never changed)
+    model: dict[str, Any] = {}  # noqa: RUF012
+    weights: tuple[float, ...] = ()
+
+
+_LSLR = {"inner.learn_rates": "tensor", "inner.rates_per_step": True}
+METHODS = {
+    "maml": Method({}),
+    "fomaml": Method({"inner.first_order": True}, {"first_order": True}),
+    "anil": Method({"inner.fixed": "^encoder"}, {"frozen": ("encoder.",)}),
+    "boil": Method({"inner.fixed": "^head"}, {"frozen": ("classifier.",)}),
+    "group_rates": Method({"inner.learn_rates": "group"}),
+    "lslr": Method(_LSLR | {"inner.positive_rates": True}, {"rates_per_step": True, "positive_rates": True}),
+    "metasgd": Method({"inner.learn_rates": "element"}),
+    "rmsprop": Method({"inner.optimizer": "rmsprop", "inner.epsilon": 1e-3}, {"optimiser": "rmsprop", "epsilon": 1e-3}),
+    "adam": Method({"inner.optimizer": "adam", "inner.epsilon": 1e-3}, {"optimiser": "adam", "epsilon": 1e-3}),
+    "multi_step": Method({"inner.steps": 3}, {"n_step": 3}, weights=(0.2, 0.3, 0.5)),
+    "per_step": Method({"model.norm": "per_step"}, model={"norm": "per_step"}),
+    "mamlpp": Method(
+        _LSLR | {"model.norm": "per_step_batch", "inner.fixed": "norm"},
+        {"rates_per_step": True, "frozen": ("bn",)},
+        {"norm": "per_step_batch"},
+        (0.4, 0.6),
+    ),
+    "metabn": Method({"model.norm": "metabn"}, model={"norm": "metabn"}),
+    "tasknorm": Method({"model.norm": "tasknorm"}, model={"norm": "tasknorm"}),
+    "summed_loss": Method({"model.loss": "summed_cross_entropy"}, model={"summed_loss": True}),
+}
+
+
+def config_of(method: Method) -> ml_collections.ConfigDict:
+    """Our configuration of a method, at tiny shapes."""
+    config = default.get_config()
+    config.update_from_flattened_dict(_BASE | method.ours)
+    return config
+
+
+def compare(name: str) -> dict[str, float]:
+    """Runs a method on both sides.
+
+    Returns:
+      For 'loss', 'grad' and 'stats' (if there are any), the largest difference over the largest entry expected.
+    """
+    method = METHODS[name]
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        config = config_of(method)
+        model = experiment.build_model(config, _WAY, (_SIZE, _SIZE, 3))
+        inner = experiment.build_inner(config)
+        state = init_state(model, experiment.build_outer(config), jax.random.key(0), inner)
+        params, stats, episodes = _start(state.params, state.stats)
+        weights = jnp.asarray(method.weights) if method.weights else None
+        gradient, results = meta_gradient(model, inner, params, stats, episodes, config.inner.steps, 1, weights)
+        lasting = jax.tree.map(lambda x: x.mean(0), model.lasting_stats(results.stats))
+        ours = {"grad": to_torch(model, gradient), "stats": to_torch(model, lasting)}
+        theirs = _in_torch(method, to_torch(model, params), to_torch(model, stats), episodes)
+    errors = {} if method.weights else {"loss": abs(np.asarray(results.loss).mean() / float(theirs.loss) - 1)}
+    for quantity, expected in (("grad", theirs.grads), ("stats", theirs.stats)):
+        if expected:
+            errors[quantity] = _error(ours[quantity], {n: value.numpy() for n, value in expected.items()})
+    return errors
+
+
+def _start(params: PyTree, stats: PyTree) -> tuple[PyTree, PyTree, Episode]:
+    """Float64, away from the special values that parameters start at, and random tasks."""
+    rng = np.random.default_rng(0)
+
+    def move(name, leaf):
+        moved = np.asarray(leaf, np.float64)
+        if "kernel" not in name or name.startswith("rates"):
+            moved = moved + (0.01 if name.startswith("rates") else 0.1) * rng.standard_normal(leaf.shape)
+        if "norm" in name and name.endswith("bias") and not name.startswith("rates"):
+            moved = moved + 0.5  # few channels need to be mostly alive, see `replay.init_torch`
+        return jnp.asarray(moved)
+
+    def images(count):
+        return jnp.asarray(rng.random((_TASKS, _WAY * count, _SIZE, _SIZE, 3)))
+
+    def labels(count):
+        return jnp.tile(jnp.repeat(jnp.arange(_WAY, dtype=jnp.int32), count), (_TASKS, 1))
+
+    episodes = Episode(images(_SHOT), labels(_SHOT), images(_QUERY), labels(_QUERY))
+    return tree.map_named(move, params), jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), stats), episodes
+
+
+def to_torch(model: Model, leaves: PyTree) -> convert.Arrays:
+    """As `convert.to_torch`, with the methods' own parameters."""
+    features = convert.feature_shape(model)
+    named = ((tree.name_of(path), np.asarray(leaf)) for path, leaf in jax.tree.leaves_with_path(leaves))
+    return {torch_name(name): _layout(name, array, features) for name, array in named}
+
+
+def torch_name(name: str) -> str:
+    """The reference's name of our parameter or statistic."""
+    if name.startswith("rates/"):
+        of = name.removeprefix("rates/")
+        return "lr." + ({"encoder": "encoder", "head": "classifier"}.get(of) or convert.torch_name(of))
+    layer, _, leaf = name.rpartition("/")
+    if leaf.startswith("context_"):
+        return convert.torch_name(f"{layer}/scale").removesuffix("weight") + leaf
+    return convert.torch_name(name)
+
+
+def _layout(name, array, features):
+    return array if array.ndim < 2 else convert._to_torch(name.removeprefix("rates/"), array, features)
+
+
+def _in_torch(method: Method, params, stats, episodes: Episode) -> reference.MetaGradient:
+    import torch
+
+    spec = reference.ModelSpec("convnet4", _WAY, _SIZE, **({"width": 4} | method.model))
+    inner = reference.InnerSpec(**({"n_step": 2, "encoder_lr": 0.05, "classifier_lr": 0.1} | method.inner))
+
+    def tensor(array):
+        array = np.asarray(array)
+        return torch.from_numpy(np.array(np.moveaxis(array, -1, 2) if array.ndim == 5 else array))
+
+    batch = reference.Episodes(*(tensor(x).long() if x.ndim == 2 else tensor(x) for x in episodes))
+    params = {name: tensor(value) for name, value in params.items()}
+    stats = {name: tensor(value) for name, value in stats.items()}
+    return reference.meta_gradient(spec, inner, params, stats, batch, method.weights)
+
+
+def _error(ours: convert.Arrays, expected: convert.Arrays) -> float:
+    if ours.keys() != expected.keys():
+        return float("inf")
+    scale = max(np.abs(value).max() for value in expected.values())
+    return max(float(np.abs(ours[name] - value).max()) for name, value in expected.items()) / scale

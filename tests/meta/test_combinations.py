@@ -1,0 +1,136 @@
+"""Every pair of switches: either the configuration is refused with a reason, or the meta-gradient is finite.
+
+Few configurations cover all pairs, since each covers many. Each is taken without `jit`, so that none is compiled as a
+whole.
+"""
+
+import functools
+import itertools
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import default
+from maml_jax import config as config_lib
+from maml_jax import experiment
+from maml_jax.episode import Episode
+from maml_jax.errors import ConfigError
+from maml_jax.meta.step import init_state, meta_step
+
+SWITCHES = {
+    "inner.optimizer": ("sgd", "rmsprop", "adam"),
+    "inner.momentum": (0.0, 0.5),
+    "inner.weight_decay": (0.0, 0.01),
+    "inner.learn_rates": ("none", "group", "tensor", "element"),
+    "inner.rates_per_step": (False, True),
+    "inner.positive_rates": (False, True),
+    "inner.fixed": ("", "^encoder", "^head", "norm"),
+    "inner.first_order": (False, True),
+    "inner.checkpoint": ("none", "step", "nested"),
+    "inner.forward_over_reverse": (False, True),
+    "model.norm": ("batch", "episodic", "global", "per_step", "per_step_batch", "metabn", "tasknorm"),
+    "model.head": ("meta", "zero"),
+    "model.loss": ("cross_entropy", "summed_cross_entropy"),
+    "model.learn_temperature": (False, True),
+    "outer.multi_step": (0, 5),
+    "outer.first_order": (0, 3),
+}
+# What a switch says nothing without.
+NEEDED = dict.fromkeys(("inner.rates_per_step", "inner.positive_rates"), ("inner.learn_rates", "tensor"))
+TINY = {"model.width": 2, "data.image_size": 16, "task.way": 2, "inner.steps": 2}
+
+
+def build(values):
+    config = default.get_config()
+    config.update_from_flattened_dict(TINY | values)
+    return config
+
+
+def refused(values):
+    """Why a configuration is refused; None if it is not."""
+    try:
+        config_lib.check(build(values))
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+@functools.cache
+def covering():
+    """Configurations in which every pair of values that is not refused occurs, and the pairs that are refused."""
+    pairs = {((a, v), (b, w)) for a, b in itertools.combinations(SWITCHES, 2) for v in SWITCHES[a] for w in SWITCHES[b]}
+    rows, reasons, draw = [], {}, random.Random(0)
+    for pair in sorted(pairs, key=str):
+        if pair not in pairs:
+            continue
+        row = dict(pair)
+        for switch, (other, value) in NEEDED.items():
+            if row.get(switch) and other not in row:
+                row[other] = value
+        reason = refused(row)
+        if reason:
+            reasons[pair] = reason
+            continue
+        for switch in draw.sample(sorted(SWITCHES.keys() - row.keys()), len(SWITCHES) - len(row)):
+            gains = {
+                value: sum(p in pairs for p in pairs_of(row | {switch: value}))
+                for value in SWITCHES[switch]
+                if not refused(row | {switch: value})
+            }
+            row[switch] = max(gains, key=gains.get)
+        rows.append(row)
+        pairs -= set(pairs_of(row))
+    return rows, reasons
+
+
+def pairs_of(row):
+    return itertools.combinations([(switch, row[switch]) for switch in SWITCHES if switch in row], 2)
+
+
+def finite(values):
+    """Takes a meta-step; whether its loss and all that it changed are finite, and it changed something."""
+    config = build(values)
+    model = experiment.build_model(config, 2, (16, 16, 1))
+    inner, outer = experiment.build_inner(config), experiment.build_outer(config)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.random((2, 1, 4, 16, 16, 1)), jnp.float32)
+    y = jnp.asarray([[0, 0, 1, 1]], jnp.int32)
+    state = init_state(model, outer, jax.random.key(0), inner)
+    with jax.disable_jit():
+        after, results = meta_step(
+            model, inner, outer, state, Episode(x[0], y, x[1], y), 2, 1, annealing=experiment.build_annealing(config)
+        )
+    leaves = jax.tree.leaves((after.params, after.stats, results.loss))
+    moved = any(jnp.any(a != b) for a, b in zip(*map(jax.tree.leaves, (after.params, state.params)), strict=True))
+    return moved and all(jnp.isfinite(leaf).all() for leaf in leaves)
+
+
+def test_what_is_refused_has_a_reason():
+    rows, reasons = covering()
+    assert len(rows) < 60
+    for ((a, _), (b, _)), reason in reasons.items():
+        assert a in reason or b in reason, (a, b, reason)
+    assert {frozenset((a, b)) for (a, _), (b, _) in reasons} == {
+        frozenset(pair)
+        for pair in (
+            ("inner.optimizer", "inner.momentum"),
+            ("inner.learn_rates", "inner.rates_per_step"),
+            ("inner.learn_rates", "inner.positive_rates"),
+            ("inner.fixed", "model.head"),
+            ("inner.first_order", "outer.first_order"),
+        )
+    }
+
+
+@pytest.mark.parametrize("row", range(4))
+def test_some_combinations(row):
+    assert finite(covering()[0][row])
+
+
+@pytest.mark.slow
+def test_all_pairs():
+    failed = [row for row in covering()[0] if not finite(row)]
+    assert not failed
