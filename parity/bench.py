@@ -257,7 +257,7 @@ def _jax(row: Row, loop: bool = False, plain_conv: bool = False, **how) -> Side:
     from maml_jax.episode import Episode
     from maml_jax.meta.inner import InnerLoop, all_but, sgd
     from maml_jax.meta.parallel import AXIS, choose_devices, my_share, replicate, spread
-    from maml_jax.meta.step import init_state, meta_step
+    from maml_jax.meta.step import CONSTANT, init_state, meta_step
     from maml_jax.nn import layers
     from maml_jax.nn import model as models
     from maml_jax.train import run_steps
@@ -291,6 +291,7 @@ def _jax(row: Row, loop: bool = False, plain_conv: bool = False, **how) -> Side:
                 model=model,
                 inner=inner,
                 optimizer=optimizer,
+                annealing=CONSTANT,
                 spec=spec,
                 tasks=row.tasks,
                 steps=row.steps,

@@ -1,5 +1,7 @@
 """Shared by all tests: exact arithmetic where asked for, and small models so that compiles are short."""
 
+import os
+
 import jax
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ jax.config.update("jax_num_cpu_devices", 4)
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """A cache of stores and compiled programs for the whole session, so that each is made once."""
-    folder = tmp_path_factory.mktemp("cache")
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache"  # one for all workers
+    folder.mkdir(exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))  # where the command line will put it too
     return folder
 
