@@ -11,8 +11,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.seed = 0  # of initialisation and of every task; tasks are a function of (seed, split, index)
 
     c.data = ml_collections.ConfigDict()
-    # glyphs (drawn here, no download), omniglot, mini_imagenet, tiered_imagenet, cifar_fs, fc100, cub200, inat2017,
-    # folder (class folders or lists of your own), tfds:NAME (any image classification data set of tensorflow-datasets)
+    # glyphs (drawn here, no download), sinusoid (regression), omniglot, mini_imagenet, tiered_imagenet, cifar_fs, fc100,
+    # cub200, inat2017, folder (class folders or lists of your own), tfds:NAME (any image classification data set of
+    # tensorflow-datasets)
     c.data.name = "glyphs"  # which data set; see the README for all of them and the files they need
     c.data.dir = ""  # folder of the raw files; '' is datasets/<name> (cifar100 for cifar_fs and fc100; TFDS's own)
     c.data.download = True  # fetch the raw files if missing: omniglot, cifar_fs, fc100, cub200, tfds:NAME
@@ -36,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.task.query = 15  # query images per class
 
     c.model = ml_collections.ConfigDict()
-    c.model.encoder = "convnet4"  # convnet4, resnet12, resnet18, each also as wide_...; resnet18_standard
+    c.model.encoder = "convnet4"  # convnet4, resnet12, resnet18, each also as wide_...; resnet18_standard; mlp
     c.model.width = 0  # channels of the first block, the others in proportion; 0: the encoder's own
     c.model.norm = "batch"  # batch, episodic, global, ...: see maml_jax/nn/norm.py; by layer: 'block1=global, batch'
     c.model.head = "meta"  # meta: the head's initialisation is learned; zero: it starts at zero, any number of ways
