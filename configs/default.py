@@ -11,9 +11,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.seed = 0  # of initialisation and of every task; tasks are a function of (seed, split, index)
 
     c.data = ml_collections.ConfigDict()
-    # glyphs (drawn here, no download), sinusoid (regression), omniglot, mini_imagenet, tiered_imagenet, cifar_fs, fc100,
-    # cub200, inat2017, folder (class folders or lists of your own), tfds:NAME (any image classification data set of
-    # tensorflow-datasets)
+    # glyphs (drawn here, no download), sinusoid (regression), omniglot, mini_imagenet, tiered_imagenet, cifar_fs,
+    # fc100, cub200, inat2017, folder (class folders or lists of your own), tfds:NAME (any image classification data set
+    # of tensorflow-datasets)
     c.data.name = "glyphs"  # which data set; see the README for all of them and the files they need
     c.data.dir = ""  # folder of the raw files; '' is datasets/<name> (cifar100 for cifar_fs and fc100; TFDS's own)
     c.data.download = True  # fetch the raw files if missing: omniglot, cifar_fs, fc100, cub200, tfds:NAME
