@@ -3,7 +3,11 @@
 As in the paper: amplitudes in 0.1 .. 5, phases in 0 .. pi, inputs in -5 .. 5, two layers of 40 units, one inner step of
 rate 0.01, Adam 1e-3, 25 tasks per meta-step, 70,000 meta-steps. Here the outer rate falls to 0 by a cosine, and biases
 start at random. The evaluation gives the error after 0, 1, 5 and 10 steps over 600 tasks, beside that of a network
-trained on all tasks jointly and fine-tuned in the same way.
+trained on all tasks jointly and fine-tuned in the same way. Seed 0, mean squared error with its 95 % interval:
+
+    steps          0                 1                 5                10
+    maml    3.1755 ± 0.2384   0.3778 ± 0.0370   0.1901 ± 0.0414   0.1196 ± 0.0148
+    joint   3.1677 ± 0.2378   2.5082 ± 0.1884   2.0041 ± 0.1582   1.6909 ± 0.1420
 
     python launch.py --config configs/sinusoid.py
     python launch.py --config configs/sinusoid.py --config.task.shot=5 --workdir runs/sinusoid_5shot
