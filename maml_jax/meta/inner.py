@@ -117,9 +117,13 @@ def _scan(step: Callable, carry: PyTree, length: int, checkpoint: str) -> tuple[
     if checkpoint == "step":
         return lax.scan(step, carry, length=length)
     size = max(math.isqrt(length), 1)
-    carry, outputs = lax.scan(remat(lambda carry, _: lax.scan(step, carry, length=size)), carry, length=length // size)
-    carry, rest = lax.scan(step, carry, length=length % size)
-    return carry, jax.tree.map(lambda o, r: jnp.concatenate([o.reshape(-1, *o.shape[2:]), r]), outputs, rest)
+    chunks, left = divmod(length, size)
+    carry, outputs = lax.scan(remat(lambda carry, _: lax.scan(step, carry, length=size)), carry, length=chunks)
+    outputs = jax.tree.map(lambda o: o.reshape(-1, *o.shape[2:]), outputs)
+    if not left:
+        return carry, outputs
+    carry, rest = lax.scan(step, carry, length=left)
+    return carry, jax.tree.map(lambda o, r: jnp.concatenate([o, r]), outputs, rest)
 
 
 def _by_forward_over_reverse(loss: Callable, has_aux: bool) -> Callable[..., tuple[Any, PyTree]]:

@@ -79,8 +79,8 @@ def unbiased_batch_variance(patch):
 
 
 def another_epsilon(patch):
-    right = norm._normalize
-    patch.setattr(norm, "_normalize", lambda x, mean, var, scale, bias, epsilon: right(x, mean, var, scale, bias, 1e-3))
+    right = BatchNorm._affine
+    patch.setattr(BatchNorm, "_affine", lambda self, mean, var, *rest: right(self, mean, var + 1e-3 - 1e-5, *rest))
 
 
 def running_statistics_move_by_nine_tenths(patch):
