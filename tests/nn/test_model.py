@@ -9,6 +9,7 @@ import pytest
 from maml_jax import tree
 from maml_jax.nn import model
 from maml_jax.nn.layers import pool_normalized
+from maml_jax.nn.loss import cross_entropy
 from maml_jax.nn.norm import Affine, Pass
 from maml_jax.nn.pool import max_pool
 
@@ -163,3 +164,9 @@ def test_half_precision_keeps_parameters_and_statistics_whole(norm):
     flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])  # noqa: E731
     cosine = flat(grads) @ flat(exact) / np.linalg.norm(flat(grads)) / np.linalg.norm(flat(exact))
     assert cosine > 0.95
+
+
+def test_a_small_loss_keeps_its_digits(x64):
+    logits = jnp.array([[90.0, 70.0, 60.0]])
+    exact = np.log1p(np.exp(-20.0) + np.exp(-30.0))
+    np.testing.assert_allclose(cross_entropy(logits, jnp.array([0])), exact, rtol=1e-7)
