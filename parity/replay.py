@@ -3,8 +3,10 @@
 Our side goes through what trains: the configuration, `experiment`, and `meta_step` itself.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -27,32 +29,59 @@ from parity.golden import Arrays, GoldenCase, block_of
 _HEAD = ("kernel", "bias")  # of ours, which `reset_classifier` sets to zero
 
 
-def in_jax(case: GoldenCase, compiler_options: dict[str, Any] | None = None) -> Arrays:
-    """What `maml_jax` makes of a case.
+def in_jax(case: GoldenCase, compiler_options: dict[str, Any] | None = None) -> Callable[[int], Arrays]:
+    """A case through `maml_jax`.
 
     Args:
       case: the case; what it recorded is not looked at.
       compiler_options: of `jax.jit`.
 
     Returns:
-      Arrays in PyTorch's names and layouts, as `parity.golden.compare` wants them.
+      A function of `disturbed`'s seed, or 0 for the case's own images, whose first call compiles. It gives arrays in
+      PyTorch's names and layouts, as `parity.golden.compare` wants them.
     """
     # Accelerators would multiply float32 matrices in less than float32.
-    with jax.enable_x64(case.dtype == "float64"), jax.default_matmul_precision("highest"):
+    exactly = functools.partial(_precision, case.dtype)
+    with exactly():
         config = config_of(case)
         model = experiment.build_model(config, case.n_way, (case.image_size, case.image_size, 3))
         params, stats = start(model, case.params, case.dtype)
         config.inner.fixed = convert.fixed_of(case.inner.frozen, tree.names(params))
-        inner, episodes = experiment.build_inner(config), episodes_of(case)
-        outputs = _train(case, model, inner, experiment.build_outer(config), params, stats, episodes, compiler_options)
-        if case.inner.reset_classifier:
-            model, params = dataclasses.replace(model, zero_head=True), _without_head(params)
+        inner, outer = experiment.build_inner(config), experiment.build_outer(config)
+    train = _trainer(case, model, inner, outer, params, stats, compiler_options)
+    untrained, initial = model, params
+    if case.inner.reset_classifier:
+        untrained, initial = dataclasses.replace(model, zero_head=True), _without_head(params)
 
-        def evaluate(episode):
-            return task_loss(model, inner, params, stats, episode, case.eval_n_step, False)[1].logits
+    @jax.jit(compiler_options=compiler_options)
+    def evaluate(episodes):
+        def logits(episode):
+            return task_loss(untrained, inner, initial, stats, episode, case.eval_n_step, False)[1].logits
 
-        logits = jax.jit(lambda e: jax.lax.map(evaluate, e), compiler_options=compiler_options)(episodes)
-        return outputs | {"logits_eval": np.asarray(logits)}
+        return jax.lax.map(logits, episodes)
+
+    def run(seed):
+        with exactly():
+            episodes = episodes_of(disturbed(case, seed) if seed else case)
+            return train(episodes) | {"logits_eval": np.asarray(evaluate(episodes))}
+
+    return run
+
+
+@contextlib.contextmanager
+def _precision(dtype: str) -> Iterator[None]:
+    with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
+        yield
+
+
+def disturbed(case: GoldenCase, seed: int) -> GoldenCase:
+    """The case with every pixel moved by one rounding up, down or not at all."""
+    rng = np.random.default_rng(seed)
+
+    def move(x):
+        return x + np.spacing(x) * rng.integers(-1, 2, x.shape).astype(x.dtype)
+
+    return dataclasses.replace(case, support_x=move(case.support_x), query_x=move(case.query_x))
 
 
 def config_of(case: GoldenCase) -> ml_collections.ConfigDict:
@@ -84,39 +113,41 @@ def start(model: Model, params: Arrays, dtype: str) -> tuple[PyTree, PyTree]:
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), ours), fresh
 
 
-def _train(
+def _trainer(
     case: GoldenCase,
     model: Model,
     inner: InnerLoop,
     outer: optax.GradientTransformation,
     params: PyTree,
     stats: PyTree,
-    episodes: Episode,
     compiler_options: dict[str, Any] | None,
-) -> Arrays:
+) -> Callable[[Episode], Arrays]:
     """What meta-steps leave: the first one's logits, loss, gradient and statistics, and where they lead."""
     optimizer = optax.chain(_remember(), outer)
+    named = _namer(model)
 
     @jax.jit(compiler_options=compiler_options)
-    def step(state):
+    def step(state, episodes):
         return meta_step(model, inner, optimizer, state, episodes, case.inner.n_step, 1)
 
-    state = MetaState(step=jnp.int32(0), params=params, stats=stats, optimizer=optimizer.init(params))
-    named = _namer(model)
-    losses, outputs = [], {}
-    for i in range(case.outer.steps if case.outer else 1):
-        if case.inner.reset_classifier:
-            zeros = {name: jnp.zeros_like(state.params["head"][name]) for name in _HEAD}
-            state = state.replace(params={**state.params, "head": {**state.params["head"], **zeros}})
-        state, results = step(state)
-        losses.append(results.loss.mean())
-        if i == 0:
-            outputs = {"logits_train": np.asarray(results.logits), "loss_train": np.asarray(losses[0])}
-            outputs |= named("grad/", state.optimizer[0])
-            outputs |= _buffers(case, model, named, state.stats, results.stats)
-    if case.outer:
-        outputs |= {"outer_losses": np.asarray(losses)} | named("outer_final/", state.params)
-    return outputs
+    def train(episodes):
+        state = MetaState(step=jnp.int32(0), params=params, stats=stats, optimizer=optimizer.init(params))
+        losses, outputs = [], {}
+        for i in range(case.outer.steps if case.outer else 1):
+            if case.inner.reset_classifier:
+                zeros = {name: jnp.zeros_like(state.params["head"][name]) for name in _HEAD}
+                state = state.replace(params={**state.params, "head": {**state.params["head"], **zeros}})
+            state, results = step(state, episodes)
+            losses.append(results.loss.mean())
+            if i == 0:
+                outputs = {"logits_train": np.asarray(results.logits), "loss_train": np.asarray(losses[0])}
+                outputs |= named("grad/", state.optimizer[0])
+                outputs |= _buffers(case, model, named, state.stats, results.stats)
+        if case.outer:
+            outputs |= {"outer_losses": np.asarray(losses)} | named("outer_final/", state.params)
+        return outputs
+
+    return train
 
 
 def _namer(model: Model) -> Callable[[str, PyTree], Arrays]:
@@ -163,7 +194,7 @@ def episodes_of(case: GoldenCase) -> Episode:
 
 
 def in_torch(case: GoldenCase) -> Arrays:
-    """What the PyTorch reference makes of a case; see `in_jax`."""
+    """What the PyTorch reference makes of a case: arrays as those of `in_jax`."""
     import torch
 
     from parity import reference

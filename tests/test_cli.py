@@ -111,7 +111,7 @@ def test_larger_stored_images_on_the_host(launch, tmp_path):
     )
     assert status == 0
     assert out.startswith("test accuracy")
-    assert re.search(r"the train images \(0\.00 GiB\) stay on the host", err)
+    assert re.search(r"the train images \(0\.01 GiB\) stay on the host", err)
     assert "the test images" in err
 
 

@@ -25,7 +25,7 @@ def recorded(monkeypatch):
             for kind in ("grad", "outer_final"):
                 if f"{kind}/{name}" in outputs:
                     outputs[f"{kind}/{name}"] = outputs[f"{kind}/{name}"].reshape(param.shape)
-        return {n: a + added.get(n, 0) for n, a in outputs.items()}
+        return lambda seed: {n: a + added.get(n, 0) for n, a in outputs.items()}
 
     monkeypatch.setattr(replay, "in_jax", in_jax)
     return added
@@ -105,6 +105,7 @@ def test_json(recorded, files, capsys):
         "quantity": "outer_losses",
         "error": None,
         "tolerance": 1e-7,
+        "disturbed": 0,
         "passed": False,
     }
     assert rows["logits_eval"]["passed"]
