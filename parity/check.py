@@ -9,7 +9,6 @@ from typing import Any
 from parity import golden, replay
 from parity.golden import TOLERANCE, GoldenCase, GoldenError
 
-
 DISTURBED = {"float64": 0, "float32": 12}  # replays at most, beside that of the case itself
 
 

@@ -2,6 +2,9 @@
 
 import os
 
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of machine code: compiling is what tests spend their time on
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
 import jax
 import numpy as np
 import pytest

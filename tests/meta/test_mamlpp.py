@@ -1,5 +1,7 @@
 """MAML++: each part by itself, and what is peculiar to an inner step."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,9 +34,13 @@ def test_the_multi_step_loss_is_the_weighted_sum_over_steps(small, episodes):
     model, task = small(), jax.tree.map(lambda x: jnp.asarray(x[0]), episodes())
     params, stats = model.init(jax.random.key(0))
     weights = jnp.asarray([0.5, 0.0, 0.2])
-    with jax.disable_jit():
-        loss, result = task_loss(model, INNER, params, stats, task, 3, True, weights)
-        after = [task_loss(model, INNER, params, stats, task, steps, True)[0] for steps in (1, 3)]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def query_loss(steps, weights=None):
+        return task_loss(model, INNER, params, stats, task, steps, True, weights)
+
+    loss, result = query_loss(3, weights)
+    after = [query_loss(steps)[0] for steps in (1, 3)]
     np.testing.assert_allclose(loss, 0.5 * after[0] + 0.2 * after[1], rtol=1e-12)
     np.testing.assert_allclose(result.loss, after[1], rtol=1e-12)
 
@@ -54,13 +60,13 @@ def test_annealing_follows_the_meta_step_in_one_compiled_program(small, episodes
         after = step(start.replace(step=jnp.int32(k)))
         return jax.tree.map(lambda a, b: a - b, start.params, after.params)
 
+    @functools.partial(jax.jit, static_argnums=1)
     def gradient(weights, first_order):
         inner = INNER._replace(first_order=first_order)
         return meta_gradient(model, inner, start.params, start.stats, tasks, 2, 1, weights)[0]
 
-    with jax.disable_jit():
-        expected = {0: gradient(jnp.asarray([0.5, 0.5]), True), 1: gradient(jnp.asarray([0.25, 0.75]), False)}
-        expected |= {2: gradient(None, False), 7: gradient(None, False)}
+    expected = {0: gradient(jnp.asarray([0.5, 0.5]), True), 1: gradient(jnp.asarray([0.25, 0.75]), False)}
+    expected |= {2: gradient(None, False), 7: gradient(None, False)}
     for k, grads in expected.items():
         assert_same(moved(k), grads)
 

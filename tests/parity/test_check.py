@@ -9,7 +9,7 @@ import pytest
 
 from parity import convert, golden, grid, methods, replay
 from parity.__main__ import main
-from parity.check import Result
+from parity.check import Result, check_case
 from parity.grid import make_case
 from tests.parity.test_golden import make, write
 
@@ -169,3 +169,32 @@ def test_configuration_of_a_case():
     assert (c.inner.steps, c.inner.encoder_rate, c.inner.head_rate) == (0, 0.05, 0.1)
     assert (c.inner.momentum, c.inner.weight_decay, c.inner.first_order) == (0.5, 0.25, True)
     assert (c.outer.optimizer, c.outer.rate, c.outer.weight_decay, c.outer.clip) == ("rmsprop", 0.5, 0.125, 10.0)
+
+
+def test_only_float32_is_tried_on_disturbed_images(recorded, files, monkeypatch):
+    """A float32 case passes if it gives what was recorded for some images one rounding away."""
+    tried = []
+
+    def in_jax(case, compiler_options=None, give=replay.in_jax):
+        def run(seed):
+            tried.append(seed)
+            recorded["logits_eval"] = 1.0 if seed < 3 else 0.0
+            return give(case)(seed)
+
+        return run
+
+    monkeypatch.setattr(replay, "in_jax", in_jax)
+    exact, single = (check_case(golden.read_case(path)) for path in files)
+    assert tried == [0, 0, 1, 2, 3]
+    assert [r.quantity for r in exact if not r.passed] == ["logits_eval"]
+    assert {r.quantity: r.disturbed for r in single}["logits_eval"] == 3
+    assert all(r.passed and r.disturbed == 0 for r in single if r.quantity != "logits_eval")
+
+
+def test_a_disturbance_is_one_rounding():
+    case = make_case("float32", dtype="float32", episodes=1, n_step=1)
+    moved = replay.disturbed(case, 1)
+    assert moved.query_x.dtype == np.float32
+    assert (moved.query_x != case.query_x).mean() > 0.5
+    assert (np.abs(moved.query_x - case.query_x) <= np.spacing(case.query_x)).all()
+    assert (moved.query_x != replay.disturbed(case, 2).query_x).any()
