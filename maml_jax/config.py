@@ -53,6 +53,7 @@ _RULES: dict[str, Rule] = {
     "task.query": _at_least(1),
     "model.encoder": _one_of(*ENCODERS),
     "model.width": _at_least(0),
+    "model.piece_mib": _at_least(0),
     "model.temperature": _POSITIVE,
     "model.head": _one_of(*HEADS),
     "model.precision": _one_of("float32", "tf32", "bfloat16"),
@@ -126,6 +127,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             f"data.stored_size={config.data.stored_size} is smaller than data.image_size={config.data.image_size}, "
             "which the model sees; raise it with --config.data.stored_size=SIDE, or give 0 to store that size"
+        )
+    if config.model.piece_mib and not config.model.encoder.endswith("convnet4"):
+        raise ConfigError(
+            f"model.piece_mib={config.model.piece_mib} is for convnet4 and wide_convnet4, not {config.model.encoder}; "
+            "use --config.model.piece_mib=0"
         )
     tasks, at_once = config.train.tasks, config.train.tasks_at_once
     if at_once and tasks % at_once:

@@ -37,6 +37,7 @@ def build_model(config: ml_collections.ConfigDict, way: int, image_shape: tuple[
         half=m.precision == "bfloat16",
         loss=m.loss,
         steps=config.inner.steps,
+        piece=m.piece_mib * 2**20,
     )
 
 

@@ -52,10 +52,15 @@ def init_state(
     model: Model, optimizer: optax.GradientTransformation, key: jax.Array, inner: InnerLoop | None = None
 ) -> MetaState:
     """A fresh state, its parameters drawn with `key`, with the inner loop's learned rates if it has any."""
-    params, stats = model.init(key)
-    if inner and inner.rates:
-        params = {**params, "rates": inner.rates.init(split(model, inner, params)[0])}
-    return MetaState(step=jnp.int32(0), params=params, stats=stats, optimizer=optimizer.init(params))
+
+    @jax.jit  # a program for each operation would take more time and memory
+    def init(key):
+        params, stats = model.init(key)
+        if inner and inner.rates:
+            params = {**params, "rates": inner.rates.init(split(model, inner, params)[0])}
+        return MetaState(step=jnp.int32(0), params=params, stats=stats, optimizer=optimizer.init(params))
+
+    return init(key)
 
 
 def meta_step(

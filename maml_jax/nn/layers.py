@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
+from jax import lax
 
 from maml_jax.nn.conv import conv_same
-from maml_jax.nn.norm import Affine, at_least_float32
-from maml_jax.nn.pool import max_pool
+from maml_jax.nn.norm import at_least_float32
+from maml_jax.tree import PyTree
 
 
 class Conv(nn.Module):
@@ -29,31 +29,33 @@ class Conv(nn.Module):
     kernel_init: Callable = nn.initializers.he_normal()
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """Maps `[batch, height, width, channels]` to `[batch, ceil(height / stride), ..., features]`.
+    def __call__(self, x: jax.Array) -> tuple[Callable[[jax.Array], jax.Array], jax.Array | None]:
+        """The convolution of images such as `x`, `[batch, height, width, channels]`.
 
         Returns:
-          The convolution, and the bias that remains to be added, `[features]`, or None.
+          The map to `[batch, ceil(height / stride), ..., features]`, and the bias that remains to be added,
+          `[features]`, or None.
         """
         shape = (self.window, self.window, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, at_least_float32(x))
         bias = self.param("bias", nn.initializers.zeros, shape[-1:], kernel.dtype) if self.use_bias else None
-        return conv_same(x, kernel.astype(x.dtype), self.stride), bias
+        return lambda x: conv_same(x, kernel.astype(x.dtype), self.stride), bias
 
 
-def pool_normalized(x: jax.Array, normalize: Affine, activation: Callable) -> jax.Array:
-    """`max_pool(activation(normalize(x)))` for a rising activation, at about a quarter of the work.
+def piecewise(function: Callable[[jax.Array], PyTree], x: jax.Array, most: int) -> PyTree:
+    """`function(x)`, computed for a piece of the batch after the other, and anew on the way back.
 
-    Both maps are monotone in each channel, so the entry of a window that comes out largest is its largest one, or where
-    the gain is negative its smallest, and only that one needs mapping.
+    Memory for what the function makes along the way is that of a piece, for one more evaluation.
 
     Args:
-      x: `[batch, height, width, channels]`.
-      normalize: the normalising map.
-      activation: an increasing function, elementwise.
-
-    Returns:
-      `[batch, height // 2, width // 2, channels]`.
+      function: of `[n, ...]`, which treats all n alike, to arrays `[n, ...]`.
+      x: `[batch, ...]`.
+      most: in a piece, which is a divisor of the batch; 0, or the batch and more, for no pieces.
     """
-    sign = jnp.where(normalize.rising, 1, -1).astype(x.dtype)
-    return activation(normalize(sign * max_pool(sign * x)))
+    batch = x.shape[0]
+    size = max((n for n in range(1, most + 1) if batch % n == 0), default=batch)
+    if size == batch:
+        return function(x)
+    pieces = x.reshape(batch // size, size, *x.shape[1:])
+    out = lax.map(jax.checkpoint(function, prevent_cse=False), pieces)
+    return jax.tree.map(lambda a: a.reshape(batch, *a.shape[2:]), out)

@@ -21,19 +21,19 @@ _NARROW, _WIDE = (64, 128, 256, 512), (64, 160, 320, 640)
 
 def _residual(module, channels, **attributes):
     """Makes a residual encoder whose first block has `width` channels, the others in the given proportion."""
-    return lambda width, norm: module(tuple(c * (width or 64) // 64 for c in channels), norm, **attributes)
+    return lambda width, norm, _: module(tuple(c * (width or 64) // 64 for c in channels), norm, **attributes)
 
 
-# By name: (width, norm) -> module. A width of 0 is the encoder's own.
+# By name: (width, norm, piece) -> module. A width of 0 is the encoder's own.
 ENCODERS = {
-    "convnet4": lambda width, norm: ConvNet(width or 32, norm),
-    "wide_convnet4": lambda width, norm: ConvNet(width or 64, norm),
+    "convnet4": lambda width, norm, piece: ConvNet(width or 32, norm, piece=piece),
+    "wide_convnet4": lambda width, norm, piece: ConvNet(width or 64, norm, piece=piece),
     "resnet12": _residual(ResNet12, _NARROW),
     "wide_resnet12": _residual(ResNet12, _WIDE),
     "resnet18": _residual(ResNet18, _NARROW),
     "wide_resnet18": _residual(ResNet18, _WIDE),
     "resnet18_standard": _residual(ResNet18, _NARROW, blocks=2),
-    "mlp": lambda width, norm: MLP(width or 40),
+    "mlp": lambda width, *_: MLP(width or 40),
 }
 HEADS = ("meta", "zero")
 _ZEROED = ("kernel", "bias")  # of the head, if it starts at zero
@@ -172,6 +172,7 @@ def build(
     half: bool = False,
     loss: str = "cross_entropy",
     steps: int = 0,
+    piece: int = 0,
 ) -> Model:
     """A model by the names of its parts.
 
@@ -187,6 +188,7 @@ def build(
       half: activations in bfloat16.
       loss: a key of `LOSSES`.
       steps: inner steps in training, for `per_step` layers.
+      piece: see `ConvNet`.
     """
-    classifier = Classifier(ENCODERS[encoder](width, norm), LinearHead(way, temperature, learn_temperature))
+    classifier = Classifier(ENCODERS[encoder](width, norm, piece), LinearHead(way, temperature, learn_temperature))
     return Model(classifier, norm, head == "zero", image_shape, half, LOSSES[loss], steps)

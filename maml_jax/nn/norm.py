@@ -26,7 +26,9 @@ updated ones (Flax's `batch_stats` collection); that a layer is episodic means t
 """
 
 import enum
+import math
 import re
+from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 import flax.linen as nn
@@ -76,34 +78,31 @@ def mode_of(norm: str, name: str) -> Mode:
     raise ConfigError(f"model.norm={norm!r} says nothing about {name}; end it with a mode for all other layers")
 
 
-def at_least_float32(x: jax.Array) -> jnp.dtype:
+def at_least_float32(x: jax.Array | jax.ShapeDtypeStruct) -> jnp.dtype:
     """The type for parameters and moments of activations `x`, which may be of half precision."""
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-class Affine(NamedTuple):
-    """The map x -> gain x + shift, channel by channel.
+class ImageMoments(NamedTuple):
+    """What normalisation asks of activations: each image's own moments, from which follow those of the batch.
 
     Attributes:
-      gain: `[channels]`, or `[batch, 1, 1, channels]` where each image has its own.
-      shift: as `gain`.
-      rising: whether gain >= 0, bool `[channels]`; known before the moments of x are.
+      mean: `[batch, channels]`, at least float32.
+      var: the biased variance, as `mean`.
     """
 
-    gain: jax.Array
-    shift: jax.Array
-    rising: jax.Array
+    mean: jax.Array
+    var: jax.Array
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[..., channels]`."""
-        return x * self.gain.astype(x.dtype) + self.shift.astype(x.dtype)
+    @property
+    def batch(self) -> tuple[jax.Array, jax.Array]:
+        """Mean and biased variance over all images, `[channels]`."""
+        mean = self.mean.mean(0)
+        return mean, (self.var + jnp.square(self.mean - mean)).mean(0)
 
 
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last (Ioffe & Szegedy 2015), in one of the modes above.
-
-    Gives the affine map that normalises, `gain` and `shift` of every channel, rather than the normalised images, so
-    that pooling can come first (`maml_jax.nn.layers.pool_normalized`).
 
     Normalises with the biased variance; running statistics move by `momentum` towards the batch mean and the *unbiased*
     variance, as PyTorch has it. No gradient flows through running statistics.
@@ -119,45 +118,61 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: jax.Array, offset: jax.Array | None, which: Pass, train: bool) -> Affine:
-        """The map that takes `x` to the normalised `x + offset`.
+    def __call__(
+        self,
+        measure: Callable[[jax.Array], tuple[ImageMoments, jax.Array]],
+        like: jax.ShapeDtypeStruct,
+        offset: jax.Array | None,
+        which: Pass,
+        train: bool,
+    ) -> jax.Array:
+        """Normalises some or all entries of x + `offset`, where x are activations that need not be there as a whole.
 
         Args:
-          x: `[..., channels]`.
+          measure: given for every channel whether the map that normalises it rises, bool `[channels]`, gives the
+            moments of x and the entries that are to be normalised, `[batch, height, width, channels]`.
+          like: shape and type of x.
           offset: `[channels]`, such as the bias of a convolution, which costs nothing here; None for zeros.
           which: the pass; with `train`, decides the statistics.
           train: meta-training.
         """
-        mode = mode_of(self.norm, "/".join(self.path))
-        channels, dtype = x.shape[-1:], at_least_float32(x)
+        channels, dtype = like.shape[-1:], at_least_float32(like)
         scale = self.param("scale", nn.initializers.ones, channels, dtype)
         bias = self.param("bias", nn.initializers.zeros, channels, dtype)
+        moments, x = measure(scale >= 0)
+        mean, var = self._normalizing(moments, math.prod(like.shape[:-1]), offset, which, train)
+        gain = scale * jax.lax.rsqrt(var + self.epsilon)
+        return x * gain.astype(x.dtype) + (bias - mean * gain).astype(x.dtype)
+
+    def _normalizing(self, moments, count, offset, which, train):
+        """Mean and variance to normalise by, `[channels]`, or `[batch, 1, 1, channels]`."""
+        mode = mode_of(self.norm, "/".join(self.path))
+        channels, dtype = moments.mean.shape[1:], moments.mean.dtype
         if mode in ("batch", "per_step_batch"):
-            return self._affine(*_moments(x), scale, bias)
+            return moments.batch
         if mode in CONTEXT:
-            return self._affine(*self._context_moments(x, which, mode), scale, bias)
+            return self._context_moments(moments, which, mode)
 
         offset = jnp.zeros(channels, dtype) if offset is None else offset
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, dtype)
         var = self.variable("batch_stats", "var", jnp.ones, channels, dtype)
         queried, tested = which is Pass.QUERY, not train
         if {"episodic": queried, "global": queried or tested, "per_step": tested}[mode]:
-            return self._affine(mean.value - offset, var.value, scale, bias)
+            return mean.value - offset, var.value
 
-        batch_mean, batch_var = _moments(x)
+        batch_mean, batch_var = moments.batch
         if which is not Pass.CONTEXT and not self.is_initializing():
-            count = x.size // x.shape[-1]
             mean.value = self._move(mean.value, batch_mean + offset)
             var.value = self._move(var.value, batch_var * (count / max(count - 1, 1)))
-        return self._affine(batch_mean, batch_var, scale, bias)
+        return batch_mean, batch_var
 
-    def _context_moments(self, x, which, mode):
+    def _context_moments(self, moments, which, mode):
         """TaskNorm's mean and variance: the context's, with weight α, and those of each image by itself."""
-        channels, dtype = x.shape[-1:], at_least_float32(x)
+        (images, *channels), dtype = moments.mean.shape, moments.mean.dtype
         mean = self.variable("batch_stats", "context_mean", jnp.zeros, channels, dtype)
         var = self.variable("batch_stats", "context_var", jnp.ones, channels, dtype)
         size = self.variable("batch_stats", "context_size", jnp.zeros, (), dtype)
-        context = (mean.value, var.value, size.value) if which is Pass.QUERY else (*_moments(x), float(x.shape[0]))
+        context = (mean.value, var.value, size.value) if which is Pass.QUERY else (*moments.batch, float(images))
         if which is Pass.CONTEXT:
             mean.value, var.value, size.value = (jnp.asarray(c, dtype) for c in context)
         if mode == "metabn":
@@ -165,7 +180,7 @@ class BatchNorm(nn.Module):
         slope = self.param("context_scale", nn.initializers.zeros, (), dtype)
         level = self.param("context_offset", nn.initializers.zeros, (), dtype)
         alpha = nn.sigmoid(slope * context[2] + level)
-        instance = (jnp.expand_dims(m, tuple(range(1, x.ndim - 1))) for m in jax.vmap(_moments)(x))
+        instance = (m[:, None, None] for m in (moments.mean, moments.var))
         parts = ((alpha, *context[:2]), (1 - alpha, *instance))
         mean = sum(weight * m for weight, m, _ in parts)
         return mean, sum(weight * (v + jnp.square(m - mean)) for weight, m, v in parts)
@@ -173,18 +188,18 @@ class BatchNorm(nn.Module):
     def _move(self, running: jax.Array, batch: jax.Array) -> jax.Array:
         return (1 - self.momentum) * running + self.momentum * jax.lax.stop_gradient(batch)
 
-    def _affine(self, mean, var, scale, bias) -> Affine:
-        gain = scale * jax.lax.rsqrt(var + self.epsilon)
-        return Affine(gain, bias - mean * gain, scale >= 0)
+
+def image_moments(x: jax.Array) -> ImageMoments:
+    """The moments of each of the images `[batch, height, width, channels]`."""
+    return ImageMoments(*_moments(x))
 
 
 @jax.custom_jvp
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance per channel of `[..., channels]`, at least float32."""
+    """Mean and biased variance per image and channel of `[n, h, w, c]`, each `[n, c]`, at least float32."""
     x = x.astype(at_least_float32(x))
-    axes = tuple(range(x.ndim - 1))
-    mean = x.mean(axes)
-    return mean, jnp.square(x - mean).mean(axes)
+    mean = x.mean((1, 2))
+    return mean, jnp.square(x - mean[:, None, None]).mean((1, 2))
 
 
 @_moments.defjvp
@@ -194,6 +209,5 @@ def _moments_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
     mean, var = _moments(x)
     x, dx = (a.astype(mean.dtype) for a in (x, dx))
-    axes = tuple(range(x.ndim - 1))
-    dmean = dx.mean(axes)
-    return (mean, var), (dmean, 2 * ((x * dx).mean(axes) - mean * dmean))
+    dmean = dx.mean((1, 2))
+    return (mean, var), (dmean, 2 * ((x * dx).mean((1, 2)) - mean * dmean))

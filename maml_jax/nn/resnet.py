@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 
 from maml_jax.nn.layers import Conv
-from maml_jax.nn.norm import BatchNorm, Pass
+from maml_jax.nn.norm import BatchNorm, Pass, image_moments
 from maml_jax.nn.pool import max_pool
 
 # PyTorch-MAML's: Kaiming normal by fan-out for a leaky slope of 0.01, PyTorch's default, whatever the activation.
@@ -99,5 +99,7 @@ class _StridedBlock(nn.Module):
 def _conv_norm(block, x, which, train, conv, norm, window=3, stride=1):
     """A convolution without bias and its normalisation, as children `conv` and `norm` of `block`."""
     layer = Conv(block.channels, window, stride, use_bias=False, kernel_init=_KERNEL_INIT, name=conv, parent=block)
-    x, bias = layer(x)
-    return BatchNorm(block.norm, name=norm, parent=block)(x, bias, which, train)(x)
+    convolve, bias = layer(x)
+    x = convolve(x)
+    measure = lambda rising: (image_moments(x), x)  # noqa: E731
+    return BatchNorm(block.norm, name=norm, parent=block)(measure, x, bias, which, train)

@@ -8,9 +8,10 @@ import pytest
 
 from maml_jax import tree
 from maml_jax.nn import model
-from maml_jax.nn.layers import pool_normalized
+from maml_jax.nn.conv import conv_same
+from maml_jax.nn.convnet import ConvBlock
 from maml_jax.nn.loss import cross_entropy
-from maml_jax.nn.norm import Affine, Pass
+from maml_jax.nn.norm import Pass
 from maml_jax.nn.pool import max_pool
 
 
@@ -119,30 +120,50 @@ def test_max_pool_loses_no_gradient_in_compiled_code():
     np.testing.assert_array_equal(windows[0, :, 0, :, 0], 1.0)  # of ties, the first
 
 
-@pytest.mark.parametrize("activation", [nn.relu, lambda x: nn.leaky_relu(x, 0.1)])
-def test_pooling_before_normalising_is_the_same_to_second_order(activation):
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(0)
-        x, direction = jnp.asarray(rng.normal(size=(2, 2, 5, 6, 3)))
-        gain, shift = jnp.array([1.5, -0.7, 0.4]), jnp.array([0.1, 0.3, -0.2])
+@pytest.mark.parametrize("piece", [0, 2 * 5 * 6 * 3 * 8])
+def test_a_block_is_convolution_normalisation_relu_and_pooling_to_second_order(piece, x64):
+    """Though it pools before it normalises, and computes its six images two at a time. One scale is negative."""
+    rng = np.random.default_rng(0)
+    x, direction = jnp.asarray(rng.normal(size=(2, 6, 5, 6, 2)))
+    conv = {"kernel": jnp.asarray(rng.normal(size=(3, 3, 2, 3))), "bias": jnp.ones(3)}
+    params = {"conv": conv, "norm": {"scale": jnp.array([1.5, -0.7, 0.4]), "bias": jnp.array([0.1, 0.3, -0.2])}}
 
-        def late(x, gain):
-            return max_pool(activation(x * gain + shift))
+    def block(params, x):
+        return ConvBlock(3, "batch", piece).apply({"params": params}, x, Pass.SUPPORT, True)
 
-        def early(x, gain):
-            return pool_normalized(x, Affine(gain, shift, gain >= 0), activation)
+    def plainly(params, x):
+        y = conv_same(x, params["conv"]["kernel"]) + params["conv"]["bias"]
+        y = (y - y.mean((0, 1, 2))) / jnp.sqrt(y.var((0, 1, 2)) + 1e-5)
+        return max_pool(nn.relu(y * params["norm"]["scale"] + params["norm"]["bias"]))
 
-        def hessian_product(f):
-            def gradients(x, gain):
-                return jax.grad(lambda x, gain: jnp.sum(f(x * x, gain) ** 3), (0, 1))(x, gain)
+    def hessian_product(f):
+        def gradients(params, x):
+            return jax.grad(lambda *args: jnp.sum(f(*args) ** 3), (0, 1))(params, x)
 
-            return jax.jit(lambda: (f(x, gain), jax.jvp(gradients, (x, gain), (direction, gain))))()
+        return jax.jit(lambda: (f(params, x), jax.jvp(gradients, (params, x), (params, direction))))()
 
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12),
-            hessian_product(early),
-            hessian_product(late),
-        )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9),
+        hessian_product(block),
+        hessian_product(plainly),
+    )
+
+
+@pytest.mark.parametrize("norm", ["batch", "episodic", "tasknorm"])
+def test_pieces_change_nothing(norm, x64):
+    x = jnp.asarray(np.random.default_rng(0).random((6, 16, 16, 3)))
+    whole, pieces = (model.build("convnet4", 4, norm, "meta", 3, (16, 16, 3), piece=p) for p in (0, 3 * 8 * 8 * 4 * 8))
+    params, stats = whole.init(jax.random.key(0))
+
+    def loss(params, net):
+        logits, after = net.apply(params, net.episode_stats(stats), x, Pass.SUPPORT, True)
+        return jnp.sum(jnp.tanh(logits)), (logits, after)
+
+    both = [jax.jit(jax.grad(loss, has_aux=True), static_argnums=1) for _ in range(2)]
+    got, expected = (f(params, net) for f, net in zip(both, (pieces, whole), strict=True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-11), got, expected)
+    text = str(jax.make_jaxpr(lambda p: loss(p, pieces)[0])(params))
+    assert text.count("scan[") == 2  # the first two blocks
 
 
 @pytest.mark.parametrize("norm", ["batch", "episodic"])

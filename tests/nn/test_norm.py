@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maml_jax.errors import ConfigError
-from maml_jax.nn.norm import BatchNorm, Pass, mode_of
+from maml_jax.nn.norm import BatchNorm, Pass, image_moments, mode_of
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -16,8 +16,10 @@ def run(mode, which, train, x, mean=0.0, var=1.0, offset=None):
     params = {"scale": jnp.arange(1.0, channels + 1), "bias": jnp.full(channels, 0.5)}
     stats = {} if mode == "batch" else {"mean": jnp.full(channels, mean), "var": jnp.full(channels, var)}
     variables = {"params": params, "batch_stats": stats}
-    normalize, state = BatchNorm(mode).apply(variables, x, offset, which, train, mutable=["batch_stats"])
-    return normalize(x), state.get("batch_stats", {})
+    y, state = BatchNorm(mode).apply(
+        variables, lambda rising: (image_moments(x), x), x, offset, which, train, mutable=["batch_stats"]
+    )
+    return y, state.get("batch_stats", {})
 
 
 def expected(x, mean, var):
@@ -108,11 +110,17 @@ def context_then(mode, support, query, slope=0.0, level=0.0):
     stats = {name: jnp.full((channels,), jnp.nan) for name in ("context_mean", "context_var")}
     stats["context_size"] = jnp.asarray(jnp.nan)
     apply = lambda x, which, stats: BatchNorm(mode).apply(  # noqa: E731
-        {"params": params, "batch_stats": stats}, x, None, which, True, mutable=["batch_stats"]
+        {"params": params, "batch_stats": stats},
+        lambda rising: (image_moments(x), x),
+        x,
+        None,
+        which,
+        True,
+        mutable=["batch_stats"],
     )
     first, state = apply(support, Pass.CONTEXT, stats)
     second, after = apply(query, Pass.QUERY, state["batch_stats"])
-    return first(support), second(query), after["batch_stats"]
+    return first, second, after["batch_stats"]
 
 
 def mixed(x, support, alpha):

@@ -72,15 +72,23 @@ def biased_running_variance(patch):
 
 
 def unbiased_batch_variance(patch):
-    def moments(x):
-        return x.mean((0, 1, 2)), x.var((0, 1, 2), ddof=1)
+    right = BatchNorm._normalizing
 
-    patch.setattr(norm, "_moments", moments)
+    def moments(self, moments, count, *rest):
+        mean, var = right(self, moments, count, *rest)
+        return mean, var * count / (count - 1)
+
+    patch.setattr(BatchNorm, "_normalizing", moments)
 
 
 def another_epsilon(patch):
-    right = BatchNorm._affine
-    patch.setattr(BatchNorm, "_affine", lambda self, mean, var, *rest: right(self, mean, var + 1e-3 - 1e-5, *rest))
+    right = BatchNorm._normalizing
+
+    def moments(self, *rest):
+        mean, var = right(self, *rest)
+        return mean, var + 1e-3 - 1e-5
+
+    patch.setattr(BatchNorm, "_normalizing", moments)
 
 
 def running_statistics_move_by_nine_tenths(patch):
