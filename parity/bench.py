@@ -5,7 +5,6 @@ take their turns one after the other, so that a noisy machine is noisy to both. 
 every speed in the README comes from it.
 """
 
-import ctypes
 import dataclasses
 import json
 import os
@@ -14,14 +13,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-
-from parity.reference import CLIP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +34,7 @@ class Row:
       frozen: BatchNorm does not adapt.
       devices: that ours uses; 0 for as many as there are.
       turn: meta-steps per turn, ours in one compiled call as in training.
-      ours: what stands on our side, a key of `SIDES`.
+      ours: what stands on our side, a key of `parity.sides.SIDES`.
       against: what stands on the other.
     """
 
@@ -71,12 +64,14 @@ ROWS = {
     "convnet4_84_5shot": Row(shot=5),
     "convnet4_84_first_order": Row(first_order=True),
     "convnet4_84_1shot_one_device": Row(devices=1),
+    "convnet4_84_1shot_pieces": Row(devices=1, ours="pieces"),
     "omniglot": Row("wide-convnet4", 64, 28, 1, query=5, tasks=16, steps=1, frozen=False),
     "resnet12_84": Row("resnet12", 0, tasks=2, turn=1),
     **{f"memory_steps_{n}": Row(tasks=1, steps=n, turn=1) for n in (1, 5, 10, 20, 100)},
     "memory_steps_100_nested": Row(tasks=1, steps=100, turn=1, ours="nested", against="ours"),
     "plain_conv": Row(tasks=1, steps=1, turn=1, against="plain_conv"),
     "training_loop": Row(turn=10, ours="training_loop", against="ours"),
+    "training_loop_host": Row(turn=10, ours="training_loop_host", against="training_loop"),
     "forward_over_reverse": Row(tasks=1, turn=1, ours="forward_over_reverse", against="ours"),
     "resnet12_forward_over_reverse": Row(
         "resnet12", 0, tasks=1, turn=1, steps=2, query=1, ours="forward_over_reverse", against="ours"
@@ -84,7 +79,7 @@ ROWS = {
 }
 
 
-def bench(names: Sequence[str], repeats: int) -> list[dict[str, float | str]]:
+def bench(names: Sequence[str], repeats: int) -> list[dict[str, float | str | None]]:
     """Measures rows one after the other.
 
     Args:
@@ -116,7 +111,7 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores; jax {jax.__version__} on {device}, torch {torch.__version__}"
 
 
-def _measure(name: str, repeats: int) -> dict[str, float | str]:
+def _measure(name: str, repeats: int) -> dict[str, float | str | None]:
     row = ROWS[name]
     with tempfile.TemporaryDirectory() as cache:
         for side in {row.ours, row.against} - {"reference"}:  # compiles, which leaves memory in use, for the others
@@ -161,7 +156,7 @@ class _Worker:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "parity.bench", side, name],
+            [sys.executable, "-m", "parity.sides", side, name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -185,175 +180,3 @@ class _Worker:
     def kill(self) -> None:
         self._process.kill()
         self._process.communicate()
-
-
-@dataclasses.dataclass(frozen=True)
-class Side:
-    """One side of a row, ready to run.
-
-    Attributes:
-      turn: takes the meta-steps of a turn.
-      peak_mib: the most memory in use so far, above what the imports took.
-      temporary_mib: XLA's figure for temporary memory, or NaN.
-      jaxpr: of a turn, as one device computes it, if it is ours.
-      devices: how many take part.
-    """
-
-    turn: Callable[[], None]
-    peak_mib: Callable[[], float]
-    temporary_mib: float = float("nan")
-    jaxpr: Any = None
-    devices: int = 1
-
-
-def serve(side: str, name: str) -> None:
-    """The worker: reads 'turn' or 'finish' from standard input, answers with seconds or with MiB."""
-    chosen = SIDES[side](ROWS[name])
-    first = True
-    for line in sys.stdin:
-        if line.strip() == "finish":
-            print(json.dumps({"peak_mib": chosen.peak_mib(), "temporary_mib": chosen.temporary_mib}), flush=True)
-            continue
-        began = time.perf_counter()
-        chosen.turn()
-        print(json.dumps(time.perf_counter() - began), flush=True)
-        if first:  # what compilation and warm-up needed does not count: give it back, and let the peak start anew
-            ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")
-            first = False
-
-
-def _peak_above_now() -> Callable[[], float]:
-    """Tells, when called later, how many MiB more than now this process has had resident at most."""
-    now = _memory("VmRSS")
-    return lambda: _memory("VmHWM") - now
-
-
-def _memory(field: str) -> float:
-    """MiB that the kernel gives for this process: VmRSS, resident now, or VmHWM, the most so far."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
-
-
-def _images(row: Row, channels_first: bool) -> tuple[np.ndarray, ...]:
-    """Random support and query images and their labels."""
-    rng = np.random.default_rng(0)
-    space = (row.channels, row.side, row.side) if channels_first else (row.side, row.side, row.channels)
-    arrays = []
-    for count in (row.shot, row.query):
-        arrays.append(rng.random((row.tasks, row.way * count, *space), np.float32))
-        arrays.append(np.tile(np.repeat(np.arange(row.way), count), (row.tasks, 1)))
-    return tuple(arrays)
-
-
-def _jax(row: Row, loop: bool = False, plain_conv: bool = False, **how) -> Side:
-    """Our meta-steps, on fixed episodes or, as a `loop`, on tasks drawn and reported on as in training."""
-    import jax
-    import jax.numpy as jnp
-    import optax
-    from jax import lax
-
-    from maml_jax.data.sampler import DeviceImages, TaskSpec
-    from maml_jax.episode import Episode
-    from maml_jax.meta.inner import InnerLoop, all_but, sgd
-    from maml_jax.meta.parallel import AXIS, choose_devices, my_share, replicate, spread
-    from maml_jax.meta.step import CONSTANT, init_state, meta_step
-    from maml_jax.nn import layers
-    from maml_jax.nn import model as models
-    from maml_jax.train import run_steps
-
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-    if plain_conv:
-        layers.conv_same = lambda x, kernel, stride: lax.conv_general_dilated(
-            x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-    devices = choose_devices(row.tasks, row.devices)
-    peak = _peak_above_now()
-    if devices[0].platform != "cpu":
-        peak = lambda: sum(d.memory_stats()["peak_bytes_in_use"] for d in devices) / 2**20  # noqa: E731
-    encoder = row.encoder.replace("-", "_")
-    model = models.build(encoder, row.width, "batch", "meta", row.way, (row.side, row.side, row.channels))
-    inner = InnerLoop(sgd(0.01, 0.01, 0.0, 0.0), all_but("norm" if row.frozen else ""), row.first_order, **how)
-    optimizer = optax.chain(optax.clip(CLIP), optax.adam(1e-3))
-    at_once = 1 if jax.default_backend() == "cpu" else row.tasks // len(devices)
-    state = replicate(init_state(model, optimizer, jax.random.key(0)), devices)
-
-    if loop:
-        spec = TaskSpec(0, "train", row.way, row.shot, row.query, size=row.side)
-        pixels = np.random.default_rng(0).integers(0, 256, (64 * 30, row.side, row.side, row.channels), np.uint8)
-        data = DeviceImages(pixels, np.arange(65, dtype=np.int32) * 30)
-
-        def run(state, images):
-            return run_steps(
-                state,
-                images,
-                row.turn,
-                model=model,
-                inner=inner,
-                optimizer=optimizer,
-                annealing=CONSTANT,
-                spec=spec,
-                tasks=row.tasks,
-                steps=row.steps,
-                tasks_at_once=at_once,
-                report_every=row.turn,
-            )
-    else:
-        data = Episode(*(jnp.asarray(a) for a in _images(row, channels_first=False)))
-
-        def run(state, episodes):
-            share = jax.tree.map(lambda x: x[my_share(row.tasks)], episodes)
-
-            def one(_, state):
-                return meta_step(model, inner, optimizer, state, share, row.steps, at_once, AXIS)[0]
-
-            return lax.fori_loop(0, row.turn, one, state), None
-
-    data = replicate(data, devices)
-    traced = spread(run, devices, "shard_map", donate=(0,)).trace(state, data)
-    compiled = traced.lower().compile()
-
-    def turn():
-        nonlocal state
-        state, _ = jax.block_until_ready(compiled(state, data))
-
-    temporary = compiled.memory_analysis().temp_size_in_bytes * len(devices) / 2**20
-    return Side(turn, peak, temporary, traced.jaxpr, len(devices))
-
-
-def _torch(row: Row) -> Side:
-    """The PyTorch reference's meta-steps."""
-    import torch
-
-    from parity import reference
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    peak = _peak_above_now() if device == "cpu" else lambda: torch.cuda.max_memory_allocated() / 2**20
-    spec = reference.ModelSpec(row.encoder, row.way, row.side, channels=row.channels)
-    inner = reference.InnerSpec(row.steps, first_order=row.first_order, frozen=("bn",) if row.frozen else ())
-    params = reference.init_params(spec, torch.Generator().manual_seed(0))
-    params = {name: p.to(device) for name, p in params.items()}
-    optimiser = reference.OPTIMISERS["adam"](params.values(), lr=1e-3)
-    episodes = reference.Episodes(*(torch.as_tensor(a, device=device) for a in _images(row, channels_first=True)))
-
-    def turn():
-        for _ in range(row.turn):
-            reference.outer_step(spec, inner, optimiser, params, {}, episodes)
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    return Side(turn, peak)
-
-
-SIDES: dict[str, Callable[[Row], Side]] = {
-    "ours": _jax,
-    "reference": _torch,
-    "nested": lambda row: _jax(row, checkpoint="nested"),
-    "forward_over_reverse": lambda row: _jax(row, forward_over_reverse=True),
-    "plain_conv": lambda row: _jax(row, plain_conv=True),
-    "training_loop": lambda row: _jax(row, loop=True),
-}
-
-
-if __name__ == "__main__":
-    serve(*sys.argv[1:])

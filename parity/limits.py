@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from parity.bench import SIDES, Row
+from parity.bench import Row
+from parity.sides import SIDES
 
 
 class Work(NamedTuple):
