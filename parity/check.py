@@ -1,9 +1,9 @@
 """`python -m parity check`: recorded cases of the original replayed, or ours against PyTorch's on a grid of cases."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from parity import golden, replay
@@ -12,7 +12,7 @@ from parity.golden import TOLERANCE, GoldenCase, GoldenError
 DISTURBED = {"float64": 0, "float32": 12}  # replays at most, beside that of the case itself
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Result:
     """One quantity of one case.
 
@@ -22,6 +22,7 @@ class Result:
       error: the largest absolute difference over the largest absolute expected entry, of all arrays of the quantity.
       tolerance: the largest error that passes.
       disturbed: 0, or which of the disturbed replays came closest; see `check_case`.
+      rounding: how far the disturbed replays were from the undisturbed one, at most, on the scale of `error`.
     """
 
     case: str
@@ -29,11 +30,12 @@ class Result:
     error: float
     tolerance: float
     disturbed: int = 0
+    rounding: float = 0.0
 
     @property
     def passed(self) -> bool:
-        """Whether the error is within the tolerance; NaN never is."""
-        return self.error <= self.tolerance
+        """Whether the error is within the tolerance, or what rounding alone does; NaN never is."""
+        return self.error <= max(self.tolerance, self.rounding)
 
 
 def check_case(case: GoldenCase, compiler_options: dict[str, Any] | None = None) -> list[Result]:
@@ -41,21 +43,29 @@ def check_case(case: GoldenCase, compiler_options: dict[str, Any] | None = None)
 
     A network is not differentiable where a unit is at zero before ReLU, or two are equal before max-pooling. Where a
     float32 case comes within rounding of that, rounding decides which gradient it records. What does not agree is
-    therefore tried again on images moved by one rounding: it must be what the case gives for some such images.
+    therefore tried again on images moved by one rounding: it must be what the case gives for some such images, or come
+    as close to that as such images come to each other, which in a deep network with its many units is not close.
 
     Args:
       case: with recorded outputs.
       compiler_options: of `jax.jit`.
     """
     tolerance = TOLERANCE[case.dtype]
-    run, results = replay.in_jax(case, compiler_options), {}
-    for seed in range(1 + DISTURBED[case.dtype]):
-        for quantity, error in golden.compare(case, run(seed)).items():
-            if quantity not in results or error < results[quantity].error:
-                limit = tolerance.get(quantity, tolerance["default"])
-                results[quantity] = Result(case.name, quantity, error, limit, seed)
-        if all(result.passed for result in results.values()):
+    run = replay.in_jax(case, compiler_options)
+    outputs = run(0)
+    results = {
+        quantity: Result(case.name, quantity, error, tolerance.get(quantity, tolerance["default"]))
+        for quantity, error in golden.compare(case, outputs).items()
+    }
+    undisturbed = dataclasses.replace(case, recorded=golden.as_recorded(outputs, case.sample))
+    for seed in range(1, 1 + DISTURBED[case.dtype]):
+        if all(result.error <= result.tolerance for result in results.values()):
             break
+        outputs = run(seed)
+        errors, moves = golden.compare(case, outputs), golden.compare(undisturbed, outputs)
+        for quantity, best in results.items():
+            closest = {"error": errors[quantity], "disturbed": seed} if errors[quantity] < best.error else {}
+            results[quantity] = dataclasses.replace(best, rounding=max(best.rounding, moves[quantity]), **closest)
     return list(results.values())
 
 
@@ -126,15 +136,18 @@ def _check_method(name: str) -> list[Result]:
 
 def _line(result: Result) -> str:
     verdict = "pass" if result.passed else "FAIL"
-    if result.disturbed:
-        verdict = f"on images one rounding away (draw {result.disturbed})  {verdict}"
+    if result.error > result.tolerance and result.passed:
+        verdict = f"{verdict}: rounding alone moves it by {result.rounding:.0e}"
+    elif result.disturbed:
+        verdict = f"{verdict} on images one rounding away, draw {result.disturbed}"
     return f"{result.case:30} {result.quantity:14} {result.error:9.2e}  tolerance {result.tolerance:.0e}  {verdict}"
 
 
 def _to_json(results: Sequence[Result], unusable: Sequence[str]) -> str:
     """Errors that are not finite become null, for which JSON has no number."""
-    rows = [asdict(r) | {"passed": r.passed} for r in results]
+    rows = [dataclasses.asdict(r) | {"passed": r.passed} for r in results]
     for row in rows:
-        row["error"] = row["error"] if math.isfinite(row["error"]) else None
+        for name in ("error", "rounding"):
+            row[name] = row[name] if math.isfinite(row[name]) else None
     passed = not unusable and all(result.passed for result in results)
     return json.dumps({"results": rows, "unusable": list(unusable), "passed": passed}, indent=2)
