@@ -1,6 +1,9 @@
 import gzip
 import io
+import itertools
+import os
 import pickle
+import sys
 import tarfile
 
 import numpy as np
@@ -24,7 +27,7 @@ def pixels(fine):
 def write_pickles(root, name, prefix="", label=lambda split, i, fine: FINE.index(fine), **contents):
     for split, classes in published_split(name).items():
         data = np.concatenate([pixels(fine) for fine in classes])
-        labels = [label(split, i, fine) for i, fine in enumerate(classes) for _ in range(3)]
+        labels = [label(split, i, fine) for i, fine in enumerate(classes) for _ in pixels(fine)]
         content = contents.get(split, {"data": data, "labels": labels})
         (root / f"{prefix}{split}.pickle").write_bytes(pickle.dumps(content, protocol=2))
 
@@ -40,8 +43,10 @@ def files(prefix="cifar100/"):
 
 
 def official():
-    """The two pickles: two images of each class in the one, one in the other."""
-    for part, chosen in (("train", slice(0, 2)), ("test", slice(2, 3))):
+    """The two pickles: most images of each class in the one, the rest, a sixth or at least one, in the other."""
+    count = len(pixels(FINE[0]))
+    cut = count - max(count // 6, 1)
+    for part, chosen in (("train", slice(0, cut)), ("test", slice(cut, count))):
         rows = np.concatenate([pixels(fine)[chosen] for fine in FINE]).transpose(0, 3, 1, 2).reshape(-1, 3072)
         labels = np.repeat(np.arange(100), chosen.stop - chosen.start).tolist()
         yield part, pickle.dumps({b"data": rows, b"fine_labels": labels, b"coarse_labels": []}, protocol=2)
@@ -116,6 +121,30 @@ def test_every_form_gives_the_same_store(tmp_path, name, form):
         opened = store.open_store(path, split)
         assert list(opened.class_names) == sorted(classes)
         np.testing.assert_array_equal(opened.images, np.concatenate([pixels(fine) for fine in sorted(classes)]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("MAML_JAX_CIFAR100" not in os.environ, reason="MAML_JAX_CIFAR100 names no folder of CIFAR-100")
+@pytest.mark.parametrize("name", NAMES)
+def test_all_of_cifar100_gives_the_same_store_in_every_form(tmp_path, monkeypatch, name):
+    path = store.build(cifar.source(os.environ["MAML_JAX_CIFAR100"], name), tmp_path / "cache", progress=False)
+    splits = {split: store.open_store(path, split) for split in published_split(name)}
+    real = {
+        fine: opened.images[start:stop]
+        for opened in splits.values()
+        for fine, (start, stop) in zip(opened.class_names, itertools.pairwise(opened.offsets), strict=True)
+    }
+    assert {len(images) for images in real.values()} == {600}
+    monkeypatch.setattr(sys.modules[__name__], "pixels", real.get)
+    for form in ("pickles", "official archive", "tar"):
+        (tmp_path / form).mkdir()
+        FORMS[form](tmp_path / form, name)
+        path = store.build(cifar.source(tmp_path / form, name), tmp_path / f"{form} cache", progress=False)
+        for split, expected in splits.items():
+            opened = store.open_store(path, split)
+            assert opened.class_names == expected.class_names
+            np.testing.assert_array_equal(opened.images, expected.images)
+            np.testing.assert_array_equal(opened.offsets, expected.offsets)
 
 
 def test_labels_of_their_own_are_no_names(tmp_path):
