@@ -1,5 +1,6 @@
 """The sides of the benchmark's rows: ours, its variants, and the PyTorch reference, each ready to take its turns."""
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -104,7 +105,8 @@ def _start_ours(row: Row, piece: int = 0, **how) -> _Ours:
     from maml_jax.nn import model as models
 
     del train
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    with contextlib.suppress(RuntimeError):  # JAX has started
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     devices = choose_devices(row.tasks, row.devices)
     peak = _peak_above_now()
     if devices[0].platform != "cpu":
