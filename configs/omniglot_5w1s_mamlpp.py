@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.inner.learn_rates = "tensor"
     c.inner.rates_per_step = True
     c.model.norm = "per_step"
-    c.outer.multi_step = c.train.steps // 4
-    c.outer.first_order = c.train.steps // 4
+    c.outer.multi_step = c.train.get_ref("steps") // 4
+    c.outer.first_order = c.train.get_ref("steps") // 4
     c.eval.steps = 5
     return c

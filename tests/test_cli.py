@@ -301,3 +301,11 @@ def test_normalisation_is_changed_at_test(launch, tmp_path):
     status, _, err = launch("evaluate", "--workdir", workdir, "--config.model.norm=global")
     assert status == 2
     assert "encoder/block1/norm/mean" in err
+
+
+def test_annealing_takes_a_share_of_the_run_however_long():
+    from configs import omniglot_5w1s_mamlpp
+
+    config = omniglot_5w1s_mamlpp.get_config()
+    config.train.steps = 400
+    assert (config.outer.multi_step, config.outer.first_order) == (100, 100)
