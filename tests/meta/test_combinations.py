@@ -125,9 +125,8 @@ def test_what_is_refused_has_a_reason():
     }
 
 
-@pytest.mark.parametrize("row", range(2))
-def test_some_combinations(row):
-    assert finite(covering()[0][row])
+def test_a_combination():
+    assert finite(covering()[0][0])
 
 
 @pytest.mark.slow

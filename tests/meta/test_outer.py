@@ -85,6 +85,7 @@ def test_no_inner_steps(small, episodes, checkpoint):
     assert jnp.any(grads["encoder"]["block1"]["conv"]["kernel"])
 
 
+@pytest.mark.slow
 def test_without_jit(small, episodes):
     model, tasks = small("block1=episodic, batch"), episodes(tasks=1)
     params, stats = model.init(jax.random.key(1))
