@@ -294,10 +294,11 @@ def test_normalisation_is_changed_at_test(launch, tmp_path):
     status, _, err = launch("--workdir", workdir, *TINY, *learning, "--config.train.steps=6")
     assert status == 0
     assert "continuing at meta-step 4" in err
-    assert launch("evaluate", "--workdir", workdir, "--config.model.norm=tasknorm")[0] == 0
-    protocol = json.loads((workdir / "eval.json").read_text())["protocol"]
-    assert protocol["norm"] == "tasknorm"
-    assert not protocol["transductive"]
+    for norm in ("metabn", "tasknorm"):
+        assert launch("evaluate", "--workdir", workdir, f"--config.model.norm={norm}")[0] == 0
+        protocol = json.loads((workdir / "eval.json").read_text())["protocol"]
+        assert protocol["norm"] == norm
+        assert not protocol["transductive"]
     status, _, err = launch("evaluate", "--workdir", workdir, "--config.model.norm=global")
     assert status == 2
     assert "encoder/block1/norm/mean" in err

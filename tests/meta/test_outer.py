@@ -54,7 +54,7 @@ def test_checkpointing_and_grouping_of_tasks_change_nothing(small, episodes, fir
     model, tasks = small("block1=episodic, batch"), episodes(tasks=4)
     params, stats = model.init(jax.random.key(1))
     expected = gradient(model, inner_loop(first_order=first_order, checkpoint="none"), params, stats, tasks, 1)
-    for checkpoint, at_once in (("step", 2), ("none", 4)):
+    for checkpoint, at_once in (("step", 1), ("step", 2), ("step", 4), ("none", 4)):
         inner = inner_loop(first_order=first_order, checkpoint=checkpoint)
         assert_same(gradient(model, inner, params, stats, tasks, at_once), expected)
 
@@ -85,15 +85,12 @@ def test_no_inner_steps(small, episodes, checkpoint):
     assert jnp.any(grads["encoder"]["block1"]["conv"]["kernel"])
 
 
-@pytest.mark.slow
 def test_without_jit(small, episodes):
-    model, tasks = small("block1=episodic, batch"), episodes(tasks=1)
+    model, tasks = small("block1=episodic, batch"), episodes()
     params, stats = model.init(jax.random.key(1))
     with jax.disable_jit():
-        plain, result = meta_gradient(model, inner_loop(), params, stats, tasks, 2, 1)
-    compiled, expected = gradient(model, inner_loop(), params, stats, tasks, steps=2)
-    assert_same(plain, compiled)
-    assert_same(result._replace(accuracy=0), expected._replace(accuracy=0))  # a float32, rounded differently
+        plain = meta_gradient(model, inner_loop(), params, stats, tasks, 2, 1)
+    assert_same(plain, gradient(model, inner_loop(), params, stats, tasks, steps=2))
 
 
 def test_without_scan(small, episodes):

@@ -143,7 +143,7 @@ def test_a_block_is_convolution_normalisation_relu_and_pooling_to_second_order(p
         return jax.jit(lambda: (f(params, x), jax.jvp(gradients, (params, x), (params, direction))))()
 
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12),
         hessian_product(block),
         hessian_product(plainly),
     )

@@ -75,7 +75,7 @@ def assert_passes(case, **compiler_options):
 QUICKLY = {"xla_backend_optimization_level": 0}
 
 
-@settings(max_examples=4, **SETTINGS)
+@settings(max_examples=6, **SETTINGS)
 @given(options(["convnet4"], n_step=st.integers(1, 2), encoder_lr=st.just(0.05)))
 def test_options(drawn):
     assert_passes(grid.make_case("drawn", **drawn), **QUICKLY)
