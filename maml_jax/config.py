@@ -128,11 +128,6 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"data.stored_size={config.data.stored_size} is smaller than data.image_size={config.data.image_size}, "
             "which the model sees; raise it with --config.data.stored_size=SIDE, or give 0 to store that size"
         )
-    if config.model.piece_mib and not config.model.encoder.endswith("convnet4"):
-        raise ConfigError(
-            f"model.piece_mib={config.model.piece_mib} is for convnet4 and wide_convnet4, not {config.model.encoder}; "
-            "use --config.model.piece_mib=0"
-        )
     tasks, at_once = config.train.tasks, config.train.tasks_at_once
     if at_once and tasks % at_once:
         raise ConfigError(f"train.tasks_at_once={at_once} does not divide train.tasks={tasks}")

@@ -37,7 +37,7 @@ def build_model(config: ml_collections.ConfigDict, way: int, image_shape: tuple[
         half=m.precision == "bfloat16",
         loss=m.loss,
         steps=config.inner.steps,
-        piece=m.piece_mib * 2**20,
+        piece=m.piece_mib * 2**20 or default_piece(),
     )
 
 
@@ -180,6 +180,11 @@ def tasks_at_once(config: ml_collections.ConfigDict) -> int:
     if config.train.tasks_at_once:
         return config.train.tasks_at_once
     return 1 if jax.default_backend() == "cpu" else config.train.tasks // len(devices(config))
+
+
+def default_piece() -> int:
+    """Bytes of a layer's images at once, unless set: on a CPU what stays in its cache, and no limit (0) elsewhere."""
+    return 5 * 2**20 if jax.default_backend() == "cpu" else 0
 
 
 def check_devices(config: ml_collections.ConfigDict) -> None:

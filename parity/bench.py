@@ -64,7 +64,7 @@ ROWS = {
     "convnet4_84_5shot": Row(shot=5),
     "convnet4_84_first_order": Row(first_order=True),
     "convnet4_84_1shot_one_device": Row(devices=1),
-    "convnet4_84_1shot_pieces": Row(devices=1, ours="pieces"),
+    "pieces": Row(against="whole"),
     "omniglot": Row("wide-convnet4", 64, 28, 1, query=5, tasks=16, steps=1, frozen=False),
     "resnet12_84": Row("resnet12", 0, tasks=2, turn=1),
     **{f"memory_steps_{n}": Row(tasks=1, steps=n, turn=1) for n in (1, 5, 10, 20, 100)},

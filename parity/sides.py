@@ -93,12 +93,13 @@ class _Ours(NamedTuple):
     state: Any
 
 
-def _start_ours(row: Row, piece: int = 0, **how) -> _Ours:
-    """Starts JAX and draws a state; `how` is `InnerLoop`'s, `piece` the model's."""
+def _start_ours(row: Row, piece: int | None = None, **how) -> _Ours:
+    """Starts JAX and draws a state; `how` is `InnerLoop`'s, `piece` the model's, by default as in training."""
     import jax
     import optax
 
     from maml_jax import train  # and all that it imports, which is not to count
+    from maml_jax.experiment import default_piece
     from maml_jax.meta.inner import InnerLoop, all_but, sgd
     from maml_jax.meta.parallel import choose_devices, replicate
     from maml_jax.meta.step import init_state
@@ -112,6 +113,7 @@ def _start_ours(row: Row, piece: int = 0, **how) -> _Ours:
     if devices[0].platform != "cpu":
         peak = lambda: sum(d.memory_stats()["peak_bytes_in_use"] for d in devices) / 2**20  # noqa: E731
     shape = (row.side, row.side, row.channels)
+    piece = default_piece() if piece is None else piece
     model = models.build(row.encoder.replace("-", "_"), row.width, "batch", "meta", row.way, shape, piece=piece)
     inner = InnerLoop(sgd(0.01, 0.01, 0.0, 0.0), all_but("norm" if row.frozen else ""), row.first_order, **how)
     optimizer = optax.chain(optax.clip(CLIP), optax.adam(1e-3))
@@ -123,22 +125,24 @@ def _start_ours(row: Row, piece: int = 0, **how) -> _Ours:
 def _steps(row: Row, **how) -> Side:
     """Our meta-steps on fixed episodes, all of a turn in one call."""
     import jax
-    import jax.numpy as jnp
     from jax import lax
+    from jax.sharding import Mesh, NamedSharding
+    from jax.sharding import PartitionSpec as P
 
     from maml_jax.episode import Episode
-    from maml_jax.meta.parallel import AXIS, my_share, replicate, spread
+    from maml_jax.meta.parallel import AXIS
     from maml_jax.meta.step import meta_step
 
     devices, peak, parts, state = _start_ours(row, **how)
-    episodes = replicate(Episode(*(jnp.asarray(a) for a in _images(row, channels_first=False))), devices)
+    mesh = Mesh(np.asarray(devices), (AXIS,))
+    episodes = jax.device_put(Episode(*_images(row, channels_first=False)), NamedSharding(mesh, P(AXIS)))
 
     def run(state, episodes):
-        share = jax.tree.map(lambda x: x[my_share(row.tasks)], episodes)
-        one = lambda _, state: meta_step(state=state, episodes=share, axis=AXIS, **parts)[0]  # noqa: E731
+        one = lambda _, state: meta_step(state=state, episodes=episodes, axis=AXIS, **parts)[0]  # noqa: E731
         return lax.fori_loop(0, row.turn, one, state)
 
-    traced = spread(run, devices, "shard_map", donate=(0,)).trace(state, episodes)
+    run = jax.shard_map(run, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(), check_vma=False)
+    traced = jax.jit(run, donate_argnums=0).trace(state, episodes)
     compiled = traced.lower().compile()
 
     def turn():
@@ -226,7 +230,7 @@ SIDES: dict[str, Callable[[Row], Side]] = {
     "reference": _torch,
     "nested": lambda row: _steps(row, checkpoint="nested"),
     "forward_over_reverse": lambda row: _steps(row, forward_over_reverse=True),
-    "pieces": lambda row: _steps(row, piece=5 * 2**20),
+    "whole": lambda row: _steps(row, piece=0),
     "plain_conv": _plain_conv,
     "training_loop": _training_loop,
     "training_loop_host": lambda row: _training_loop(row, on_host=True),

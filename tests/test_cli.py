@@ -147,10 +147,6 @@ def test_larger_stored_images_on_the_host(launch, tmp_path):
         (["--config.data.name=sinusoid"], r"sinusoid.*needs --config\.model\.loss=squared_error"),
         (["--config.model.loss=squared_error"], r"model\.loss='squared_error' is for sinusoid regression"),
         (["--config.task.way=1", "--config.eval.way=1"], r"task\.way=1 is for sinusoid regression"),
-        (
-            ["--config.model.encoder=resnet12", "--config.model.piece_mib=5"],
-            r"model\.piece_mib=5 is for convnet4 .*not resnet12",
-        ),
         (["--config.train.tasks_at_once=3"], r"tasks_at_once=3 does not divide train\.tasks=8"),
         (["--config.train.validate_every=0"], r"eval\.checkpoint=latest"),
         (["--config.data.normalize=imagenet"], r"data\.normalize='imagenet'.*3 channels.*have 1.*normalize=none"),

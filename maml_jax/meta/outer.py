@@ -137,14 +137,18 @@ def meta_gradient(
     """
     tasks = episodes.support_y.shape[0]
     chex.assert_is_divisible(tasks, tasks_at_once)
-    groups = jax.tree.map(lambda x: x.reshape(tasks // tasks_at_once, tasks_at_once, *x.shape[1:]), episodes)
+    loss, groups = meta_loss, jax.tree.map(lambda x: x.reshape(-1, tasks_at_once, *x.shape[1:]), episodes)
+    if tasks_at_once == 1:  # no axis of size 1, which XLA would copy whole batches to move in memory
+        loss, groups = task_loss, episodes
 
     def add(total, group):
-        gradient, results = jax.grad(meta_loss, argnums=2, has_aux=True)(
-            model, inner, params, stats, group, steps, weights=weights
+        gradient, results = jax.grad(loss, argnums=2, has_aux=True)(
+            model, inner, params, stats, group, steps, train=True, weights=weights
         )
         return jax.tree.map(jnp.add, total, gradient), results
 
     total, results = lax.scan(add, jax.tree.map(jnp.zeros_like, params), groups)
     gradient = jax.tree.map(lambda g: g * (tasks_at_once / tasks), total)
-    return gradient, jax.tree.map(lambda x: x.reshape(tasks, *x.shape[2:]), results)
+    if tasks_at_once > 1:
+        results = jax.tree.map(lambda x: x.reshape(tasks, *x.shape[2:]), results)
+    return gradient, results

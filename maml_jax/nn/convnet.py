@@ -2,11 +2,9 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from maml_jax.nn.layers import Conv, piecewise
-from maml_jax.nn.norm import BatchNorm, Pass, image_moments
-from maml_jax.nn.pool import max_pool
+from maml_jax.nn.layers import Lazy, conv_norm
+from maml_jax.nn.norm import Pass
 
 
 class ConvNet(nn.Module):
@@ -16,8 +14,8 @@ class ConvNet(nn.Module):
       width: channels of every block.
       norm: normalisation modes by layer, as `maml_jax.nn.norm.mode_of` reads them.
       blocks: how many.
-      piece: bytes of a layer's convolved images that there may be at once; the batch is computed in pieces, and anew on
-        the way back, where there would be more. 0: no limit.
+      piece: bytes of a layer's convolved images that there may be at once; where there would be more, the batch is
+        computed in pieces, and anew on the way back. 0: no limit.
     """
 
     width: int = 32
@@ -28,35 +26,31 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, which: Pass, train: bool) -> jax.Array:
         """Maps images `[batch, height, width, channels]`, of at least 2^blocks px, to features `[batch, features]`."""
+        images = Lazy.of(x)
         for i in range(1, self.blocks + 1):
-            x = ConvBlock(self.width, self.norm, self.piece, name=f"block{i}")(x, which, train)
-        return x.reshape(x.shape[0], -1)
+            # The first convolution, of few channels, costs less than to keep what it gives.
+            images = ConvBlock(self.width, self.norm, self.piece, i > 1, name=f"block{i}")(images, which, train)
+        return images.compute(self.piece).reshape(len(x), -1)
 
 
 class ConvBlock(nn.Module):
-    """Convolution, normalisation, ReLU, pooling: halves the image's sides."""
+    """Convolution, normalisation, ReLU, pooling, but in the order convolution, pooling, normalisation, ReLU.
 
-    width: int
+    What normalisation and ReLU do to a channel is monotone, so only the entries that pooling leaves need to be mapped.
+
+    Attributes:
+      channels: of the convolution.
+      norm: see `ConvNet`.
+      piece: see `ConvNet`.
+      keep: see `maml_jax.nn.layers.conv_norm`.
+    """
+
+    channels: int
     norm: str
-    piece: int
+    piece: int = 0
+    keep: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, which: Pass, train: bool) -> jax.Array:
-        """Maps `[batch, height, width, channels]` to `[batch, height // 2, width // 2, self.width]`."""
-        convolve, bias = Conv(self.width, name="conv")(x)
-        features = jax.eval_shape(convolve, x)
-        image_bytes = features.size // len(x) * features.dtype.itemsize
-        most = max(self.piece // image_bytes, 1) if self.piece else 0
-
-        def measure(rising):
-            # What normalisation and ReLU do to a channel is monotone: a window's largest entry comes out largest, or
-            # its smallest where the channel's scale is negative. Only a quarter of the entries needs to be mapped.
-            sign = jnp.where(rising, 1, -1).astype(x.dtype)
-
-            def of_piece(x):
-                x = convolve(x)
-                return image_moments(x), sign * max_pool(sign * x)
-
-            return piecewise(of_piece, x, most)
-
-        return nn.relu(BatchNorm(self.norm, name="norm")(measure, features, bias, which, train))
+    def __call__(self, images: Lazy, which: Pass, train: bool) -> Lazy:
+        """Maps `[batch, height, width, channels]` to `[batch, height // 2, width // 2, self.channels]`."""
+        return conv_norm(self, images, which, train, pool=True, keep=self.keep).then(nn.relu)

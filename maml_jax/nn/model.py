@@ -21,7 +21,7 @@ _NARROW, _WIDE = (64, 128, 256, 512), (64, 160, 320, 640)
 
 def _residual(module, channels, **attributes):
     """Makes a residual encoder whose first block has `width` channels, the others in the given proportion."""
-    return lambda width, norm, _: module(tuple(c * (width or 64) // 64 for c in channels), norm, **attributes)
+    return lambda width, *how: module(tuple(c * (width or 64) // 64 for c in channels), *how, **attributes)
 
 
 # By name: (width, norm, piece) -> module. A width of 0 is the encoder's own.

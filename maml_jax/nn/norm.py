@@ -29,7 +29,7 @@ import enum
 import math
 import re
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import flax.linen as nn
 import jax
@@ -42,6 +42,9 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 LASTING: tuple[Mode, ...] = ("global", "per_step")  # whose statistics outlive an episode
 PER_STEP: tuple[Mode, ...] = ("per_step", "per_step_batch")  # whose parameters and statistics are a step's own
 CONTEXT: tuple[Mode, ...] = ("metabn", "tasknorm")  # whose query pass needs a context pass before it
+
+
+Entries = TypeVar("Entries")
 
 
 class Pass(enum.Enum):
@@ -101,6 +104,22 @@ class ImageMoments(NamedTuple):
         return mean, (self.var + jnp.square(self.mean - mean)).mean(0)
 
 
+class Affine(NamedTuple):
+    """What normalises activations x: gain x + shift.
+
+    Attributes:
+      gain: `[batch, 1, 1, channels]`, of the activations' type.
+      shift: as `gain`.
+    """
+
+    gain: jax.Array
+    shift: jax.Array
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises `[batch, height, width, channels]`, or whichever of its entries are there."""
+        return x * self.gain + self.shift
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last (Ioffe & Szegedy 2015), in one of the modes above.
 
@@ -120,29 +139,33 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(
         self,
-        measure: Callable[[jax.Array], tuple[ImageMoments, jax.Array]],
+        measure: Callable[[jax.Array], tuple[ImageMoments, Entries]],
         like: jax.ShapeDtypeStruct,
         offset: jax.Array | None,
         which: Pass,
         train: bool,
-    ) -> jax.Array:
-        """Normalises some or all entries of x + `offset`, where x are activations that need not be there as a whole.
+    ) -> tuple[Entries, Affine]:
+        """How to normalise some or all entries of x + `offset`, where x need not be there as a whole.
 
         Args:
           measure: given for every channel whether the map that normalises it rises, bool `[channels]`, gives the
-            moments of x and the entries that are to be normalised, `[batch, height, width, channels]`.
+            moments of x and the entries that are to be normalised, in whatever form.
           like: shape and type of x.
           offset: `[channels]`, such as the bias of a convolution, which costs nothing here; None for zeros.
           which: the pass; with `train`, decides the statistics.
           train: meta-training.
+
+        Returns:
+          The entries, and the map that normalises them (and adds `offset` before).
         """
         channels, dtype = like.shape[-1:], at_least_float32(like)
         scale = self.param("scale", nn.initializers.ones, channels, dtype)
         bias = self.param("bias", nn.initializers.zeros, channels, dtype)
-        moments, x = measure(scale >= 0)
+        moments, entries = measure(scale >= 0)
         mean, var = self._normalizing(moments, math.prod(like.shape[:-1]), offset, which, train)
         gain = scale * jax.lax.rsqrt(var + self.epsilon)
-        return x * gain.astype(x.dtype) + (bias - mean * gain).astype(x.dtype)
+        by_image = (len(like), 1, 1, *channels)
+        return entries, Affine(*(jnp.broadcast_to(a.astype(like.dtype), by_image) for a in (gain, bias - mean * gain)))
 
     def _normalizing(self, moments, count, offset, which, train):
         """Mean and variance to normalise by, `[channels]`, or `[batch, 1, 1, channels]`."""

@@ -1,14 +1,16 @@
 """Residual encoders: ResNet-12 as few-shot papers have it, and ResNet-18 (He et al. 2015) in two depths."""
 
+import functools
+
 import flax.linen as nn
 import jax
 
-from maml_jax.nn.layers import Conv
-from maml_jax.nn.norm import BatchNorm, Pass, image_moments
+from maml_jax.nn.layers import Lazy, conv_norm
+from maml_jax.nn.norm import Pass
 from maml_jax.nn.pool import max_pool
 
 # PyTorch-MAML's: Kaiming normal by fan-out for a leaky slope of 0.01, PyTorch's default, whatever the activation.
-_KERNEL_INIT = nn.initializers.variance_scaling(2 / (1 + 0.01**2), "fan_out", "normal")
+_CONV = {"use_bias": False, "kernel_init": nn.initializers.variance_scaling(2 / (1 + 0.01**2), "fan_out", "normal")}
 
 
 class ResNet12(nn.Module):
@@ -17,16 +19,18 @@ class ResNet12(nn.Module):
     Attributes:
       channels: of the four blocks, such as (64, 128, 256, 512).
       norm: normalisation modes by layer, as `maml_jax.nn.norm.mode_of` reads them.
+      piece: as in `maml_jax.nn.convnet.ConvNet`.
     """
 
     channels: tuple[int, int, int, int]
     norm: str = "batch"
+    piece: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array, which: Pass, train: bool) -> jax.Array:
         """Maps images `[batch, height, width, channels]` of at least 16 px to features `[batch, self.channels[3]]`."""
         for i, channels in enumerate(self.channels, start=1):
-            x = _PooledBlock(channels, self.norm, name=f"layer{i}")(x, which, train)
+            x = _PooledBlock(channels, self.norm, self.piece, name=f"layer{i}")(x, which, train)
         return x.mean((1, 2))
 
 
@@ -35,14 +39,17 @@ class _PooledBlock(nn.Module):
 
     channels: int
     norm: str
+    piece: int
 
     @nn.compact
     def __call__(self, x, which, train):
-        y = nn.leaky_relu(_conv_norm(self, x, which, train, "conv1", "norm1"), 0.1)
-        y = nn.leaky_relu(_conv_norm(self, y, which, train, "conv2", "norm2"), 0.1)
-        y = _conv_norm(self, y, which, train, "conv3", "norm3")
-        y += _conv_norm(self, x, which, train, "shortcut_conv", "shortcut_norm", window=1)
-        return nn.leaky_relu(max_pool(y), 0.1)
+        layer = functools.partial(conv_norm, self, which=which, train=train, **_CONV)
+        images, activate = Lazy.of(x), functools.partial(nn.leaky_relu, negative_slope=0.1)
+        y = layer(images, conv="conv1", norm="norm1").then(activate)
+        y = layer(y, conv="conv2", norm="norm2").then(activate)
+        y = layer(y, conv="conv3", norm="norm3")
+        shortcut = layer(images, conv="shortcut_conv", norm="shortcut_norm", window=1)
+        return y.then(lambda y, x: activate(max_pool(y + x)), shortcut).compute(self.piece)
 
 
 class ResNet18(nn.Module):
@@ -51,33 +58,37 @@ class ResNet18(nn.Module):
     Attributes:
       channels: of the four stages, such as (64, 128, 256, 512); stages two to four halve the image's sides.
       norm: normalisation modes by layer, as `maml_jax.nn.norm.mode_of` reads them.
+      piece: as in `maml_jax.nn.convnet.ConvNet`.
       blocks: per stage: 1, as PyTorch-MAML means it, or 2, the standard depth.
     """
 
     channels: tuple[int, int, int, int]
     norm: str = "batch"
+    piece: int = 0
     blocks: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, which: Pass, train: bool) -> jax.Array:
         """Maps images `[batch, height, width, channels]` to features `[batch, self.channels[3]]`."""
-        x = nn.relu(_Stem(self.channels[0], self.norm, name="stem")(x, which, train))
+        x = _Stem(self.channels[0], self.norm, self.piece, name="stem")(x, which, train)
         for i, channels in enumerate(self.channels, start=1):
             for j in range(1, self.blocks + 1):
                 name = f"layer{i}" if self.blocks == 1 else f"layer{i}_{j}"
-                x = _StridedBlock(channels, self.norm, 2 if i > 1 and j == 1 else 1, name=name)(x, which, train)
+                stride = 2 if i > 1 and j == 1 else 1
+                x = _StridedBlock(channels, self.norm, self.piece, stride, name=name)(x, which, train)
         return x.mean((1, 2))
 
 
 class _Stem(nn.Module):
-    """A convolution and its normalisation."""
+    """A convolution, its normalisation, ReLU."""
 
     channels: int
     norm: str
+    piece: int
 
     @nn.compact
     def __call__(self, x, which, train):
-        return _conv_norm(self, x, which, train, "conv", "norm")
+        return conv_norm(self, Lazy.of(x), which, train, **_CONV).then(nn.relu).compute(self.piece)
 
 
 class _StridedBlock(nn.Module):
@@ -85,21 +96,15 @@ class _StridedBlock(nn.Module):
 
     channels: int
     norm: str
+    piece: int
     stride: int
 
     @nn.compact
     def __call__(self, x, which, train):
-        y = nn.relu(_conv_norm(self, x, which, train, "conv1", "norm1", stride=self.stride))
-        y = _conv_norm(self, y, which, train, "conv2", "norm2")
+        layer = functools.partial(conv_norm, self, which=which, train=train, **_CONV)
+        shortcut = images = Lazy.of(x)
+        y = layer(images, conv="conv1", norm="norm1", stride=self.stride).then(nn.relu)
+        y = layer(y, conv="conv2", norm="norm2")
         if self.stride > 1:
-            x = _conv_norm(self, x, which, train, "shortcut_conv", "shortcut_norm", window=1, stride=self.stride)
-        return nn.relu(x + y)
-
-
-def _conv_norm(block, x, which, train, conv, norm, window=3, stride=1):
-    """A convolution without bias and its normalisation, as children `conv` and `norm` of `block`."""
-    layer = Conv(block.channels, window, stride, use_bias=False, kernel_init=_KERNEL_INIT, name=conv, parent=block)
-    convolve, bias = layer(x)
-    x = convolve(x)
-    measure = lambda rising: (image_moments(x), x)  # noqa: E731
-    return BatchNorm(block.norm, name=norm, parent=block)(measure, x, bias, which, train)
+            shortcut = layer(images, conv="shortcut_conv", norm="shortcut_norm", window=1, stride=self.stride)
+        return y.then(lambda y, x: nn.relu(y + x), shortcut).compute(self.piece)

@@ -10,6 +10,7 @@ from maml_jax import tree
 from maml_jax.nn import model
 from maml_jax.nn.conv import conv_same
 from maml_jax.nn.convnet import ConvBlock
+from maml_jax.nn.layers import Lazy
 from maml_jax.nn.loss import cross_entropy
 from maml_jax.nn.norm import Pass
 from maml_jax.nn.pool import max_pool
@@ -120,8 +121,8 @@ def test_max_pool_loses_no_gradient_in_compiled_code():
     np.testing.assert_array_equal(windows[0, :, 0, :, 0], 1.0)  # of ties, the first
 
 
-@pytest.mark.parametrize("piece", [0, 2 * 5 * 6 * 3 * 8])
-def test_a_block_is_convolution_normalisation_relu_and_pooling_to_second_order(piece, x64):
+@pytest.mark.parametrize(("piece", "keep"), [(0, True), (2 * 5 * 6 * 3 * 8, True), (2 * 5 * 6 * 3 * 8, False)])
+def test_a_block_is_convolution_normalisation_relu_and_pooling_to_second_order(piece, keep, x64):
     """Though it pools before it normalises, and computes its six images two at a time. One scale is negative."""
     rng = np.random.default_rng(0)
     x, direction = jnp.asarray(rng.normal(size=(2, 6, 5, 6, 2)))
@@ -129,7 +130,9 @@ def test_a_block_is_convolution_normalisation_relu_and_pooling_to_second_order(p
     params = {"conv": conv, "norm": {"scale": jnp.array([1.5, -0.7, 0.4]), "bias": jnp.array([0.1, 0.3, -0.2])}}
 
     def block(params, x):
-        return ConvBlock(3, "batch", piece).apply({"params": params}, x, Pass.SUPPORT, True)
+        return (
+            ConvBlock(3, "batch", piece, keep).apply({"params": params}, Lazy.of(x), Pass.SUPPORT, True).compute(piece)
+        )
 
     def plainly(params, x):
         y = conv_same(x, params["conv"]["kernel"]) + params["conv"]["bias"]

@@ -19,7 +19,8 @@ def run(mode, which, train, x, mean=0.0, var=1.0, offset=None):
     y, state = BatchNorm(mode).apply(
         variables, lambda rising: (image_moments(x), x), x, offset, which, train, mutable=["batch_stats"]
     )
-    return y, state.get("batch_stats", {})
+    entries, normalize = y
+    return normalize(entries), state.get("batch_stats", {})
 
 
 def expected(x, mean, var):
@@ -118,9 +119,9 @@ def context_then(mode, support, query, slope=0.0, level=0.0):
         True,
         mutable=["batch_stats"],
     )
-    first, state = apply(support, Pass.CONTEXT, stats)
-    second, after = apply(query, Pass.QUERY, state["batch_stats"])
-    return first, second, after["batch_stats"]
+    (first, normalize), state = apply(support, Pass.CONTEXT, stats)
+    (second, normalize_query), after = apply(query, Pass.QUERY, state["batch_stats"])
+    return normalize(first), normalize_query(second), after["batch_stats"]
 
 
 def mixed(x, support, alpha):
