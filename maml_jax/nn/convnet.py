@@ -3,8 +3,9 @@
 import flax.linen as nn
 import jax
 
-from maml_jax.nn.layers import Lazy, conv_norm
+from maml_jax.nn.layers import conv_norm
 from maml_jax.nn.norm import Pass
+from maml_jax.nn.pieces import Lazy
 
 
 class ConvNet(nn.Module):

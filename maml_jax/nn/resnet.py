@@ -5,8 +5,9 @@ import functools
 import flax.linen as nn
 import jax
 
-from maml_jax.nn.layers import Lazy, conv_norm
+from maml_jax.nn.layers import conv_norm
 from maml_jax.nn.norm import Pass
+from maml_jax.nn.pieces import Lazy
 from maml_jax.nn.pool import max_pool
 
 # PyTorch-MAML's: Kaiming normal by fan-out for a leaky slope of 0.01, PyTorch's default, whatever the activation.

@@ -10,9 +10,9 @@ from maml_jax import tree
 from maml_jax.nn import model
 from maml_jax.nn.conv import conv_same
 from maml_jax.nn.convnet import ConvBlock
-from maml_jax.nn.layers import Lazy
 from maml_jax.nn.loss import cross_entropy
 from maml_jax.nn.norm import Pass
+from maml_jax.nn.pieces import Lazy
 from maml_jax.nn.pool import max_pool
 
 
