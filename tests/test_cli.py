@@ -95,6 +95,7 @@ def test_train_evaluate_resume(launch, tmp_path):
     assert "another --workdir" in err
 
 
+@pytest.mark.slow
 def test_larger_stored_images_on_the_host(launch, tmp_path):
     """Training crops them, evaluation takes their middle, and the model sees the size asked for."""
     status, out, err = launch(

@@ -129,6 +129,7 @@ def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on(config, images, tm
 
 
 def test_a_second_signal_stops_at_once():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs lack
     with train._StopSignal() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.requested

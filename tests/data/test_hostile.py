@@ -200,7 +200,8 @@ def load(c):
 classes = [ClassImages(str(c), 1, functools.partial(load, c)) for c in range(int(sys.argv[1]))]
 source = Source("slow", {}, (16, 16, 3), {"train": classes})
 data.DATA_SETS["slow"] = data.DataSet(lambda settings, root: source, "no terms")
-signal.signal(signal.SIGTERM, signal.default_int_handler)  # as launch.py does
+for number in (signal.SIGTERM, signal.SIGINT):  # as launch.py does, and as a shell's background jobs lack
+    signal.signal(number, signal.default_int_handler)
 flags = ["--config.data.name=slow", "--config.data.cache_dir=cache"]
 sys.exit(cli.main(["prepare", *flags], configs=Path(sys.argv[2]) / "configs"))
 """
