@@ -1,9 +1,8 @@
 """Omniglot, 5-way 1-shot, transductive (Finn, Abbeel & Levine 2017, table 1: 98.7 +- 0.4 %).
 
 As in the paper: 28 px, rotations by 90 degrees as new classes, 64 channels, one inner step of rate 0.4 in training and
-three at test. Here: max-pooling instead of strides, Adam from 1e-3 to 0 by
-a cosine, 16 tasks per meta-step, and the Vinyals split of the
-characters. What we measured is in the README.
+three at test. Here: max-pooling instead of strides, Adam from 1e-3 to 0 by a cosine, 8 tasks per meta-step (4,800 tasks taught more
+by eights, 84.9 %, than by sixteens, 78.5 %), and the Vinyals split of the characters. What we measured is in the README.
 
     python launch.py --config configs/omniglot_5w1s.py --config.data.dir=FOLDER
 """
@@ -26,9 +25,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.inner.head_rate = 0.4
     c.eval.steps = 3
     c.outer.schedule = "cosine"
-    c.train.steps = 4000
-    c.train.tasks = 16
-    c.train.report_every = 50
+    c.train.steps = 6000
+    c.train.tasks = 8
+    c.train.report_every = 100
     c.train.validate_every = 500
     c.train.validation_tasks = 200
     c.train.checkpoint_every = 250

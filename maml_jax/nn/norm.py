@@ -105,19 +105,22 @@ class ImageMoments(NamedTuple):
 
 
 class Affine(NamedTuple):
-    """What normalises activations x: gain x + shift.
+    """What normalises activations x: gain (x - mean) + bias.
 
     Attributes:
-      gain: `[batch, 1, 1, channels]`, of the activations' type.
-      shift: as `gain`.
+      mean: `[batch, 1, 1, channels]`, of the activations' type. Taken off first: where channels are far from zero for
+        their deviation, gain x + (bias - gain mean) would lose digits.
+      gain: as `mean`.
+      bias: as `mean`.
     """
 
+    mean: jax.Array
     gain: jax.Array
-    shift: jax.Array
+    bias: jax.Array
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises `[batch, height, width, channels]`, or whichever of its entries are there."""
-        return x * self.gain + self.shift
+        return (x - self.mean) * self.gain + self.bias
 
 
 class BatchNorm(nn.Module):
@@ -165,7 +168,7 @@ class BatchNorm(nn.Module):
         mean, var = self._normalizing(moments, math.prod(like.shape[:-1]), offset, which, train)
         gain = scale * jax.lax.rsqrt(var + self.epsilon)
         by_image = (len(like), 1, 1, *channels)
-        return entries, Affine(*(jnp.broadcast_to(a.astype(like.dtype), by_image) for a in (gain, bias - mean * gain)))
+        return entries, Affine(*(jnp.broadcast_to(a.astype(like.dtype), by_image) for a in (mean, gain, bias)))
 
     def _normalizing(self, moments, count, offset, which, train):
         """Mean and variance to normalise by, `[channels]`, or `[batch, 1, 1, channels]`."""
@@ -221,8 +224,8 @@ def image_moments(x: jax.Array) -> ImageMoments:
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance per image and channel of `[n, h, w, c]`, each `[n, c]`, at least float32."""
     x = x.astype(at_least_float32(x))
-    mean = x.mean((1, 2))
-    return mean, jnp.square(x - mean[:, None, None]).mean((1, 2))
+    mean = _mean(x)
+    return mean, _mean(jnp.square(x - mean[:, None, None]))
 
 
 @_moments.defjvp
@@ -232,5 +235,10 @@ def _moments_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
     mean, var = _moments(x)
     x, dx = (a.astype(mean.dtype) for a in (x, dx))
-    dmean = dx.mean((1, 2))
-    return (mean, var), (dmean, 2 * ((x * dx).mean((1, 2)) - mean * dmean))
+    dmean = _mean(dx)
+    return (mean, var), (dmean, 2 * (_mean(x * dx) - mean * dmean))
+
+
+def _mean(x):
+    """Over height and width, row by row: a running sum of all pixels would lose a digit in float32."""
+    return x.mean(2).mean(1)
