@@ -85,9 +85,10 @@ def test_labels_without_names(tmp_path):
     assert [c.name for c in tiered_imagenet.source(tmp_path, 8).splits["train"]] == ["train/0", "train/1"]
 
 
-def test_words_are_no_names(tmp_path):
+@pytest.mark.parametrize("names", [["crane", "crane"], [["n01530575"], [1, 2]], {"n01530575": 0}, None])
+def test_words_and_nonsense_are_no_names(tmp_path, names):
     write_npz(tmp_path)
-    words = {split: {"labels": labels, "labels_str": ["crane", "crane"]} for split, labels in LABELS.items()}
+    words = {split: {"labels": labels, "labels_str": names} for split, labels in LABELS.items()}
     write_labels(tmp_path, **words)
     assert [c.name for c in tiered_imagenet.source(tmp_path, 8).splits["train"]] == ["train/0", "train/1"]
 
