@@ -324,18 +324,33 @@ def start(folder, classes):
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted(tmp_path, number):
-    process = start(tmp_path, 100_000)
+def start_and_stop(folder, number):
+    process = start(folder, 100_000)
     for _ in range(6000):
-        if (tmp_path / "begun").exists():
+        if (folder / "begun").exists():
             break
         time.sleep(0.02)
     process.send_signal(number)
-    _, err = process.communicate(timeout=120)
+    return process, process.communicate(timeout=120)[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(tmp_path, number):
+    process, err = start_and_stop(tmp_path, number)
     assert process.returncode == 130, err
     assert err.strip() == "interrupted"
     assert [path.name for path in tmp_path.iterdir()] == ["begun"]
+
+
+def test_killed(tmp_path):
+    start_and_stop(tmp_path, signal.SIGKILL)
+    (left,) = (tmp_path / "cache" / "stores").iterdir()
+    assert left.name.startswith(".slow-")
+    process = start(tmp_path, 20)  # the same data set, for all that its name and fingerprint say
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    (store,) = (tmp_path / "cache" / "stores").iterdir()
+    assert store.name.startswith("slow-")
 
 
 def test_twice_at_once(tmp_path):
