@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from maml_jax.data import store, tiered_imagenet
+from maml_jax.data.source import published_split
 from maml_jax.errors import DataError
 
 WNIDS = {"train": ["n01530575", "n01531178"], "val": ["n02099267"], "test": ["n03314780", "n07565083"]}
@@ -66,6 +67,12 @@ FORMS = {
     "split folders": write_folders,
     "class folders": lambda root: write_folders(root, split_folders=False),
 }
+
+
+def test_published_split():
+    names = published_split("tiered_imagenet")
+    assert {split: len(classes) for split, classes in names.items()} == {"train": 351, "val": 97, "test": 160}
+    assert len({name for classes in names.values() for name in classes}) == 608
 
 
 @pytest.mark.parametrize("form", FORMS)
