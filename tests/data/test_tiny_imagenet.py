@@ -10,6 +10,7 @@ import functools
 import io
 import os
 import pickle
+import shutil
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -174,3 +175,5 @@ def test_every_form_gives_the_same_store(tmp_path, module, form):
         assert opened.counts.tolist() == [len(expected.pixels[c]) for c in classes]
         for i, c in enumerate(classes):
             np.testing.assert_array_equal(opened.class_images(i), expected.pixels[c])
+    for folder in ("raw", "cache"):  # which pytest would keep: half a gigabyte a form
+        shutil.rmtree(tmp_path / folder)
