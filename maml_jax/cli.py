@@ -74,7 +74,8 @@ def main(arguments: list[str], configs: Path) -> int:
             return _compare(arguments, configs, workdir)
         return _run(verb, config, workdir)
     except UserError as error:
-        say(f"error: {error}")
+        # A file's name, or a line of a hostile list, may hold line breaks and commands to the terminal.
+        say("error: " + "".join(c if c.isprintable() else "?" for c in str(error)))
         return 2
     except KeyboardInterrupt:
         say("interrupted")

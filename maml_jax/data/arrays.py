@@ -2,9 +2,11 @@
 
 import contextlib
 import functools
+import math
 import re
 import struct
 import tempfile
+import tokenize
 import weakref
 import zipfile
 import zlib
@@ -21,6 +23,17 @@ from maml_jax.errors import DataError
 _LABEL_KEYS = ("labels", "label_specific")  # of tiered-ImageNet
 _WORDNET = re.compile(r"n\d{8}")
 _CHUNK = 1 << 24  # bytes
+_NPZ_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,  # an unknown compression
+    RuntimeError,  # encrypted
+    tokenize.TokenError,  # NumPy reads the header as Python
+)
 
 
 class Labelled(NamedTuple):
@@ -90,16 +103,19 @@ def find(root: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Path]:
     return found
 
 
-def read_pickle(file: Path) -> Labelled:
+def read_pickle(file: Path, native: int = 0) -> Labelled:
     """Reads a pickled dict of `data`, uint8 `[images, height, width, 3]`, and `labels`, one integer per image.
+
+    Args:
+      file: The pickle.
+      native: If not 0, the height and width that the images must have.
 
     Raises:
       DataError: If it holds anything else, which is not executed.
     """
     content = require(safe_pickle.load(file), ["data", "labels"], file)
-    data = _as_array(content["data"], file, "data")
-    if data.dtype != np.uint8 or data.ndim != 4 or data.shape[-1] != 3:
-        raise DataError(f"{file}: 'data' is {data.dtype} {list(data.shape)}, expected uint8 [images, height, width, 3]")
+    data = as_array(content["data"], file, "data")
+    _check_images(data.dtype, data.shape, f"{file}: 'data'", native)
     labels = _check_labels(content["labels"], len(data), file, "labels")
     named = content.get("catname2label")
     pairs = named.items() if isinstance(named, dict) else ()
@@ -116,9 +132,7 @@ def read_npz(file: Path, labels_file: Path) -> Labelled:
       DataError: If the files are damaged, hold anything else, or differ in number.
     """
     array = _open_npz(file, "images")
-    if array.dtype != np.uint8 or len(array.shape) != 4 or array.shape[-1] != 3:
-        found = f"{array.dtype} {list(array.shape)}"
-        raise DataError(f"{file}: 'images' is {found}, expected uint8 [images, height, width, 3]")
+    _check_images(array.dtype, array.shape, f"{file}: 'images'")
     labels, names = _read_labels(labels_file, array.shape[0], file)
     return Labelled(lambda places: array[places][..., ::-1], labels, names)
 
@@ -163,9 +177,11 @@ def _read_labels(file: Path, count: int, images_file: Path) -> tuple[np.ndarray,
     key = found[0] if found else _LABEL_KEYS[0]
     content = require(content, [key], file)
     labels = _check_labels(content[key], count, file, key, f" in {images_file}")
-    names = list(map(str, np.ravel(content.get(f"{key}_str", []))))
+    names = content.get(f"{key}_str", [])
+    names = np.ravel(names).tolist() if isinstance(names, np.ndarray) else names
     # WordNet's numbers are unique; its words are not: two of ImageNet's classes are called 'crane'.
-    return labels, dict(enumerate(names)) if all(map(_WORDNET.fullmatch, names)) else {}
+    known = isinstance(names, list) and all(isinstance(name, str) and _WORDNET.fullmatch(name) for name in names)
+    return labels, dict(enumerate(names)) if known else {}
 
 
 def require(content: Any, keys: Sequence[str], origin: object) -> dict[str, Any]:
@@ -183,11 +199,25 @@ def require(content: Any, keys: Sequence[str], origin: object) -> dict[str, Any]
     return content
 
 
-def _as_array(value: Any, file: Path, key: str) -> np.ndarray:
+def _check_images(dtype: np.dtype, shape: tuple[int, ...], what: str, native: int = 0) -> None:
+    if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or not shape[1] * shape[2]:
+        raise DataError(f"{what} is {dtype} {list(shape)}, expected uint8 [images, height, width, 3]")
+    if native and shape[1:3] != (native, native):
+        raise DataError(f"{what} is of images of {shape[2]} x {shape[1]} pixels, expected {native} x {native}")
+
+
+def as_array(value: Any, origin: object, key: str) -> np.ndarray:
+    """Returns an unpickled array, or list of numbers or of arrays, as an array.
+
+    Raises:
+      DataError: If the elements differ in shape, or are lists, which a small pickle could hold without number.
+    """
+    if isinstance(value, list | tuple) and any(isinstance(element, list | tuple | dict) for element in value):
+        raise DataError(f"{origin}: '{key}' is a list of lists, expected an array")
     try:
         return np.asarray(value)
     except ValueError as error:
-        raise DataError(f"{file}: the elements of '{key}' differ in shape{_odd_one_out(value)}") from error
+        raise DataError(f"{origin}: the elements of '{key}' differ in shape{_odd_one_out(value)}") from error
 
 
 def _odd_one_out(value: Any) -> str:
@@ -198,7 +228,7 @@ def _odd_one_out(value: Any) -> str:
 
 
 def _check_labels(value: Any, count: int, file: Path, key: str, where: str = "") -> np.ndarray:
-    labels = _as_array(value, file, key)
+    labels = as_array(value, file, key)
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
         found = f"{labels.dtype} {list(labels.shape)}"
         raise DataError(f"{file}: '{key}' is {found}, expected one integer for each of {count} images{where}")
@@ -206,12 +236,12 @@ def _check_labels(value: Any, count: int, file: Path, key: str, where: str = "")
 
 
 class _Rows:
-    """The rows of an uncompressed `.npy` that begins at `start` of an open file.
+    """The rows of an uncompressed `.npy` of `size` bytes that begins at `start` of an open file.
 
     Read rather than mapped, so that the pages do not count as this process's memory.
     """
 
-    def __init__(self, file: BinaryIO, start: int):
+    def __init__(self, file: BinaryIO, start: int, size: int):
         self._file = file
         weakref.finalize(self, file.close)
         file.seek(start)
@@ -220,6 +250,9 @@ class _Rows:
         if self.dtype.hasobject or fortran:
             raise ValueError("an array of objects, or one in Fortran's order")
         self._start = file.tell()
+        content = start + size - self._start
+        if min(self.shape, default=0) < 0 or math.prod(self.shape) * self.dtype.itemsize != content:
+            raise ValueError(f"an array of shape {list(self.shape)} in {content} bytes")
 
     def __getitem__(self, places: np.ndarray) -> np.ndarray:
         """Returns the rows at ascending `places`."""
@@ -249,10 +282,10 @@ def _open_npz(file: Path, key: str) -> _Rows:
                 if stored:
                     raw.seek(info.header_offset + 26)  # the lengths of two fields, after which the content begins
                     start = info.header_offset + 30 + sum(struct.unpack("<HH", raw.read(4)))
-                rows = _Rows(raw, start)
+                rows = _Rows(raw, start, info.file_size)
                 stack.pop_all()  # it closes the file itself
                 return rows
     except DataError:
         raise
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except _NPZ_DAMAGE as error:
         raise DataError(f"cannot read {file}: {error}; download it again") from error

@@ -78,7 +78,7 @@ def fine_labels() -> list[str]:
 
 def _read_pickle(pickles: dict[str, Path], name: str, split: str) -> arrays.Labelled:
     """Reads a split's pickle; labels that are CIFAR-100's own for exactly that split's classes get their names."""
-    labelled = arrays.read_pickle(pickles[split])
+    labelled = arrays.read_pickle(pickles[split], IMAGE_SIZE)
     numbered = {label: fine for label, fine in enumerate(fine_labels()) if fine in published_split(name)[split]}
     return labelled._replace(names=numbered) if set(labelled.labels.tolist()) == set(numbered) else labelled
 
@@ -110,10 +110,12 @@ class _Official:
         origin = f"{member} in {self._tree.path}"
         content = safe_pickle.loads(self._tree.read(member), origin)
         content = arrays.require(content, ["data", "fine_labels"], origin)
-        data, labels = np.asarray(content["data"]), np.asarray(content["fine_labels"])
+        data, labels = (arrays.as_array(content[key], origin, key) for key in ("data", "fine_labels"))
         if data.dtype != np.uint8 or data.shape != (len(labels), 3 * IMAGE_SIZE**2) or labels.dtype.kind not in "iu":
             found = f"'data' {data.dtype} {list(data.shape)} and 'fine_labels' {labels.dtype} {list(labels.shape)}"
             raise DataError(f"{origin} holds {found}, expected uint8 [images, 3072] and one integer per image")
+        if not np.isin(labels, np.arange(len(fine_labels()))).all():
+            raise DataError(f"{origin} has fine labels from {labels.min()} to {labels.max()}, expected 0 to 99")
         return data.reshape(-1, 3, IMAGE_SIZE, IMAGE_SIZE).transpose(0, 2, 3, 1), labels
 
     def classes_of(self, split: str) -> list[ClassImages]:

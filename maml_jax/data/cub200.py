@@ -3,13 +3,14 @@
 import functools
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from maml_jax.data import folder
 from maml_jax.data.download import Download
-from maml_jax.data.source import SPLITS, MissingFiles, Source
+from maml_jax.data.source import SPLITS, MissingFiles, Source, published_split
 from maml_jax.data.tree import Tree
-from maml_jax.errors import ConfigError, DataError
+from maml_jax.errors import ConfigError
 
 VERSION = 1
 """Raise it with any change to the pixels, so that stores are built anew."""
@@ -34,12 +35,12 @@ def source(root: str | os.PathLike[str], split: str = "", image_size: int = 84) 
 
     Args:
       root: Folder with `CUB_200_2011.tgz`, or with the class folders `001.Black_footed_Albatross`, ... at whatever
-        depth; for 'feat' also with its `{train,val,test}.csv` of lines `path,label`, in `fs-splits/`, in `split/` or in
-        itself.
+        depth. For 'feat', lists `{train,val,test}.csv` of lines `path,label`, in `fs-splits/`, in `split/` or in
+        itself, go first where they are given.
       split: 'closerlook' (or ''), the split of 'A Closer Look at Few-shot Classification': of the classes numbered
         from 0, the even ones for training, i mod 4 = 1 for validation, i mod 4 = 3 for the test: 100, 50 and 50. Or
-        'feat', another split in 100, 50 and 50, that of 'Few-Shot Learning via Embedding Adaptation with Set-to-Set
-        Functions': what the lists say, which are not given here.
+        'feat', the split of 'Few-Shot Learning via Embedding Adaptation with Set-to-Set Functions': another 100, 50
+        and 50.
       image_size: Side of the images in pixels, to which they are resized, bilinearly with antialiasing.
 
     Raises:
@@ -59,23 +60,24 @@ def source(root: str | os.PathLike[str], split: str = "", image_size: int = 84) 
 
 
 def _closerlook(tree: Tree) -> folder.Listing:
-    classes = {name: found for name, found in folder.by_last_folder(tree).items() if _CLASS.match(name)}
-    if not classes:
-        raise _missing(tree.path)
-    listing = {split: {} for split in SPLITS}
-    for name, found in classes.items():
-        listing[("train", "val", "train", "test")[(int(name[:3]) - 1) % 4]][name] = found
-    return listing
+    return _by_number(tree, {n: ("train", "val", "train", "test")[(n - 1) % 4] for n in range(1, 201)})
 
 
 def _feat(tree: Tree) -> folder.Listing:
     if listing := folder.listed(tree):
         return listing
-    raise DataError(
-        f"{tree.path.absolute()} has no fs-splits/train.csv, val.csv and test.csv of lines 'path,label', which "
-        "data.split=feat goes by; put those of https://github.com/Sha-Lab/FEAT (data/cub/split) there, or use "
-        "--config.data.split=closerlook"
-    )
+    return _by_number(tree, {int(n): split for split, numbers in published_split("cub_feat").items() for n in numbers})
+
+
+def _by_number(tree: Tree, split_of: Mapping[int, str]) -> folder.Listing:
+    """Returns the images of class folders, whose split the number says that their name begins with."""
+    listing: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
+    for name, found in folder.by_last_folder(tree).items():
+        if (match := _CLASS.match(name)) and int(match[1]) in split_of:
+            listing[split_of[int(match[1])]][name] = found
+    if not any(listing.values()):
+        raise _missing(tree.path)
+    return listing
 
 
 def _missing(root: Path) -> MissingFiles:

@@ -268,7 +268,7 @@ def read_json(content: bytes, origin: str) -> dict[str, list[str]]:
     """
     try:
         splits = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{origin} is not JSON: {error}") from error
     if not (isinstance(splits, dict) and splits and set(splits) <= set(SPLITS)) or not all(
         isinstance(names, list) and all(isinstance(name, str) for name in names) for names in splits.values()
@@ -323,13 +323,17 @@ def _read_csv(tree: Tree, file: str, split: str) -> dict[str, list[str]]:
     """Returns the images of each label of a list, sorted by label."""
     find = _finder(tree)
     classes: dict[str, list[str]] = defaultdict(list)
-    for number, line in enumerate(csv.reader(_text(tree, file)), 1):
+    try:
+        lines = list(csv.reader(_text(tree, file)))
+    except csv.Error as error:
+        raise DataError(f"cannot read {tree.path / file}: {error}") from error
+    for number, line in enumerate(lines, 1):
         where = f"{tree.path / file} line {number}"
         line = [column.strip() for column in line]
         if not line or line[1:2] == ["label"]:
             continue
-        if len(line) < 2:
-            raise DataError(f"{where} is '{','.join(line)}', expected 'filename,label'")
+        if len(line) < 2 or not all(line[:2]):
+            raise DataError(f"{where} is '{','.join(line)[:80]}', expected 'filename,label'")
         # Numbers may begin at 0 in every split.
         name = f"{split}/{line[1]}" if line[1].isdigit() else line[1]
         classes[name].append(find(line[0], where))

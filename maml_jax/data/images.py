@@ -17,22 +17,29 @@ from maml_jax.errors import DataError
 
 _MODES = {1: "L", 3: "RGB"}
 """Pillow's mode for a number of channels."""
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+"""Those of `tree.IMAGE_SUFFIXES`. Pillow goes by the content, and runs other programs for some formats, such as EPS."""
+_DEEP_MODES = ("I", "F")
+"""How the modes begin whose pixels have more than 8 bits: converting them would cut them off at 255."""
 
 
 def decode(content: bytes, mode: str, origin: str) -> Image.Image:
     """Decodes an image file.
 
     Args:
-      content: The file's bytes: PNG, JPEG or another format that Pillow knows.
+      content: The file's bytes, in one of `_FORMATS`.
       mode: Pillow's mode to convert to: 'L' for grey, 'RGB' for colour.
       origin: Name of the file, for messages.
 
     Raises:
-      DataError: If the file is damaged or no image.
+      DataError: If the file is damaged, no image, or has more than 8 bits per channel.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            return image.convert(mode)
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            if not image.mode.startswith(_DEEP_MODES):
+                return image.convert(mode)
+    except Image.UnidentifiedImageError as error:
+        raise DataError(f"cannot read the image {origin}: it is none of {', '.join(_FORMATS)}") from error
     except (
         OSError,
         ValueError,
@@ -44,6 +51,7 @@ def decode(content: bytes, mode: str, origin: str) -> Image.Image:
     ) as error:
         # Pillow has no one exception for damage: a broken PNG chunk, for one, is a SyntaxError.
         raise DataError(f"cannot read the image {origin}: {error}") from error
+    raise DataError(f"cannot read the image {origin}: it has more than 8 bits per channel")
 
 
 def to_square(image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BILINEAR) -> np.ndarray:

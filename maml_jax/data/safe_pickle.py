@@ -51,7 +51,7 @@ def loads(content: bytes, origin: str) -> Any:
 
 def _load(file: BinaryIO, origin: str) -> Any:
     try:
-        return _resolve(_Unpickler(file, origin).load())
+        return _resolve(_Unpickler(file, origin).load(), {})
     except DataError:
         raise
     except Exception as error:  # a damaged pickle may raise anything
@@ -124,7 +124,7 @@ def _array(content: Any, dtype: _Dtype, shape: tuple[int, ...], order: str) -> n
         if not isinstance(content, list):
             raise pickle.UnpicklingError("array of objects without a list of them")
         flat = np.empty(len(content), object)
-        for i, element in enumerate(_resolve(content)):
+        for i, element in enumerate(_resolve(content, {})):
             flat[i] = element
         array = flat.reshape(shape, order=order)
     else:
@@ -159,16 +159,28 @@ for _package in ("numpy.core", "numpy._core"):  # before and since NumPy 2
     _GLOBALS[f"{_package}.numeric", "_frombuffer"] = _array
 
 
-def _resolve(value: Any) -> Any:
-    """Returns `value` with stand-ins replaced by their arrays, or raises if anything in it is not plain data."""
+def _resolve(value: Any, done: dict[int, Any]) -> Any:
+    """Returns `value` with stand-ins replaced by their arrays, or raises if anything in it is not plain data.
+
+    Args:
+      value: What was unpickled.
+      done: What became of the lists, tuples and dicts met so far, by identity. What is shared stays shared: a pickle of
+        a hundred bytes can hold a list of ten times a list of ten times a list, and so on, a thousand million elements.
+    """
     if isinstance(value, _Array):
         return value.array
     if isinstance(value, (*_SCALARS, np.ndarray)):
         return value
+    if id(value) not in done:
+        done[id(value)] = _resolve_elements(value, done)
+    return done[id(value)]
+
+
+def _resolve_elements(value: Any, done: dict[int, Any]) -> Any:
     if isinstance(value, list):
-        return [_resolve(element) for element in value]
+        return [_resolve(element, done) for element in value]
     if isinstance(value, tuple):
-        return tuple(_resolve(element) for element in value)
+        return tuple(_resolve(element, done) for element in value)
     if isinstance(value, dict):
-        return {_resolve(key): _resolve(element) for key, element in value.items()}
+        return {_resolve(key, done): _resolve(element, done) for key, element in value.items()}
     raise pickle.UnpicklingError(f"a {type(value).__name__} is not plain data")

@@ -11,15 +11,14 @@ import hashlib
 import json
 import math
 import os
-import secrets
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from maml_jax.data import staging
 from maml_jax.data.source import ClassImages, Source
 from maml_jax.errors import DataError
 from maml_jax.progress import track
@@ -27,7 +26,6 @@ from maml_jax.progress import track
 FORMAT = 1
 MANIFEST = "store.json"
 _CHUNK = 1 << 22  # bytes read at once
-_ABANDONED = 24 * 3600.0  # seconds without a change after which a half-built store is nobody's
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,8 +79,8 @@ def build(source: Source, cache_dir: str | os.PathLike[str], progress: bool = Tr
     """Builds the store of `source` under `cache_dir`, or finds it there.
 
     The store appears all at once: it is written to a hidden folder beside its place, then renamed. If another process
-    was faster, that one's store is used. A build that fails or is interrupted leaves nothing behind. Memory holds one
-    class at a time.
+    was faster, that one's store is used. A build that fails or is interrupted leaves nothing behind, and what a killed
+    one leaves goes with the next. Memory holds one class at a time.
 
     Args:
       source: What to build.
@@ -96,28 +94,18 @@ def build(source: Source, cache_dir: str | os.PathLike[str], progress: bool = Tr
       DataError: If the source's images are missing, damaged or not what the source says, if the store is there but
         damaged, or if `cache_dir` cannot be written.
     """
-    cache_dir = Path(cache_dir)
     folder = folder_of(source, cache_dir)
+    staging.sweep(folder)
     if os.path.exists(folder):
         _check_files(folder)
         return folder
-    _sweep(cache_dir, folder.name)
-    new_folders = [parent for parent in (cache_dir, *cache_dir.parents) if not os.path.exists(parent)]
-    # Not tempfile.mkdtemp, whose folders only their owner can read: several users may share a cache.
-    staging = cache_dir / f".{folder.name}.{secrets.token_hex(4)}.tmp"
     try:
-        staging.mkdir(parents=True)
-        _write_store(source, staging, progress)
-        _publish(staging, folder)
-    except BaseException as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        with contextlib.suppress(OSError):  # not empty: somebody else has begun to use it
-            for new in new_folders:
-                new.rmdir()
-        if isinstance(error, OSError):
-            way_out = "choose another folder with --config.data.cache_dir=FOLDER"
-            raise DataError(f"cannot write the store {folder}: {error}; {way_out}") from error
-        raise
+        with staging.beside(folder) as unfinished:
+            _write_store(source, unfinished, progress)
+            _publish(unfinished, folder)
+    except OSError as error:
+        way_out = "choose another folder with --config.data.cache_dir=FOLDER"
+        raise DataError(f"cannot write the store {folder}: {error}; {way_out}") from error
     return folder
 
 
@@ -248,23 +236,15 @@ def _write_images(classes: Iterator[ClassImages], count: int, shape: tuple[int, 
     return digest.hexdigest()
 
 
-def _sweep(cache_dir: Path, name: str) -> None:
-    """Removes what builders of a store left behind that were killed and could not do so themselves."""
-    for staging in cache_dir.glob(f".{name}.*.tmp"):
-        with contextlib.suppress(OSError):  # somebody else removes it, or it is somebody else's
-            if time.time() - max(path.stat().st_mtime for path in (staging, *staging.iterdir())) > _ABANDONED:
-                shutil.rmtree(staging)
-
-
-def _publish(staging: Path, folder: Path) -> None:
-    """Renames the finished `staging` to `folder`, unless another builder has put its store there meanwhile."""
+def _publish(unfinished: Path, folder: Path) -> None:
+    """Renames the finished `unfinished` to `folder`, unless another builder has put its store there meanwhile."""
     try:
-        os.rename(staging, folder)
+        os.rename(unfinished, folder)
     except OSError:
         if not folder.exists():
             raise
         _check_files(folder)
-        shutil.rmtree(staging)
+        shutil.rmtree(unfinished)
 
 
 def _check_files(folder: Path) -> None:
@@ -283,9 +263,13 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     """Returns the content of `store.json`, checked to have what this module reads of it."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        readable = manifest["format"] == FORMAT and all(
-            len(entry["classes"]) == len(entry["counts"]) and entry.keys() >= {"bytes", "sha256"}
-            for entry in manifest["splits"].values()
+        readable = (
+            manifest["format"] == FORMAT
+            and len(manifest["splits"]) > 0
+            and all(
+                len(entry["classes"]) == len(entry["counts"]) and entry.keys() >= {"bytes", "sha256"}
+                for entry in manifest["splits"].values()
+            )
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(folder, f"cannot read {MANIFEST}: {error!r}") from error

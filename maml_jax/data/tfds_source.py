@@ -76,7 +76,7 @@ def _builder(name: str, data_dir: str | os.PathLike[str] | None, download: bool)
     try:
         import tensorflow_datasets as tfds
 
-        from maml_jax.data import builders  # noqa: F401 (registers ours)
+        from maml_jax.data import builders  # registers ours
     except ImportError as error:
         raise ConfigError(
             f"data.name='tfds:{name}' needs tensorflow-datasets ({error}); install it with pip install 'maml-jax[tfds]'"
@@ -87,7 +87,7 @@ def _builder(name: str, data_dir: str | os.PathLike[str] | None, download: bool)
         close = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), 3)
         hint = f"; did you mean {' or '.join(close)}?" if close else "; see https://www.tensorflow.org/datasets/catalog"
         raise ConfigError(f"data.name='tfds:{name}': tensorflow-datasets has no such data set{hint}") from error
-    except (ValueError, AssertionError) as error:  # a version or a variant that does not exist
+    except (ValueError, AssertionError, ImportError) as error:  # no such version or variant, or it needs more packages
         raise ConfigError(f"data.name='tfds:{name}': {' '.join(str(error).split())[:300]}") from error
     if builder.info.splits:
         return builder
@@ -98,8 +98,8 @@ def _builder(name: str, data_dir: str | os.PathLike[str] | None, download: bool)
     if not download:
         raise DataError(f"{name} is not prepared in {builder.data_dir}; set --config.data.download=True, or {way_out}")
     try:
-        if not urllib.request.getproxies():
-            # Without any network it would try for minutes on end to reach a host.
+        if not isinstance(builder, builders.FewShot) and not urllib.request.getproxies():
+            # Without any network it would try for minutes on end to reach a host. Ours look at manual files first.
             socket.getaddrinfo("www.tensorflow.org", 443)
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # whatever its script raises

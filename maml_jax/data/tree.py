@@ -189,7 +189,11 @@ class Tar:
                 raise EOFError("truncated: the end-of-archive mark is missing")
             file.seek(0)
             archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
-            return archive, {info.name + "/" * info.isdir(): info for info in archive if info.isfile() or info.isdir()}
+            infos = {info.name + "/" * info.isdir(): info for info in archive if info.isfile() or info.isdir()}
+            file.seek(archive.offset)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # and a damaged header for the end
+                raise tarfile.ReadError(f"damaged at byte {archive.offset}")
+            return archive, infos
         except _DAMAGE as error:
             raise _damaged(str(self.path), error) from error
 

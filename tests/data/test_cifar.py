@@ -207,6 +207,11 @@ def test_damage(tmp_path, damage, message):
         (b"cos\nsystem\n(Vtrue\ntR.", r"train in .*cifar-100-python asks for os\.system.*not loaded"),
         (pickle.dumps([1]), r"train in .*cifar-100-python holds a list, expected a dict with 'data' and"),
         (pickle.dumps({"data": np.zeros((2, 9), np.uint8), "fine_labels": [0, 1]}), r"holds 'data' uint8 \[2, 9\]"),
+        (pickle.dumps({"data": [[1], [1, 2]], "fine_labels": [0, 1]}), r"train in .*: 'data' is a list of lists"),
+        (
+            pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [7, 100]}),
+            r"train in .*cifar-100-python has fine labels from 7 to 100, expected 0 to 99",
+        ),
         (
             pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0]}),
             r"'fine_labels' int64 \[1\], expected",

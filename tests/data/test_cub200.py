@@ -73,6 +73,25 @@ def test_feat(tmp_path, where):
     assert source.digest() != cub200.source(tmp_path, "closerlook", 8).digest()
 
 
+@pytest.mark.parametrize("name", ["closerlook", "feat"])
+def test_published_splits(tmp_path, name):
+    for n in range(1, 201):
+        (tmp_path / "images" / f"{n:03}.Bird").mkdir(parents=True)
+    found = names(cub200.source(tmp_path, name))
+    assert {split: len(classes) for split, classes in found.items()} == {"train": 100, "val": 50, "test": 50}
+    assert sorted(bird for classes in found.values() for bird in classes) == [f"{n:03}.Bird" for n in range(1, 201)]
+
+
+def test_feat_without_lists(tmp_path):
+    """As FEAT's data/cub/split/val.csv and test.csv begin and end, and classes that neither has."""
+    ends = {"train": ("003", "198"), "val": ("159", "106"), "test": ("133", "173")}
+    for numbers in ends.values():
+        for n in numbers:
+            save(tmp_path / "images" / f"{n}.Bird" / "1.png", pixels(n, 0))
+    found = names(cub200.source(tmp_path, "feat", 8))
+    assert found == {split: sorted(f"{n}.Bird" for n in numbers) for split, numbers in ends.items()}
+
+
 def test_unusable(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.split is 'vinyals'; choose one of closerlook, feat"):
         cub200.source(tmp_path, "vinyals")
@@ -81,7 +100,7 @@ def test_unusable(tmp_path):
     save(tmp_path / "images" / "other" / "1.png", pixels("001", 0))
     with pytest.raises(DataError, match=r"CUB-200-2011 is not in"):
         dict(cub200.source(tmp_path).splits)
-    with pytest.raises(DataError, match=r"no fs-splits/train\.csv.*Sha-Lab/FEAT.*data\.split=closerlook"):
+    with pytest.raises(DataError, match=r"CUB-200-2011 is not in"):
         dict(cub200.source(tmp_path, "feat").splits)
     (tmp_path / "CUB_200_2011.tgz").write_bytes(gzip.compress(b"x" * 9999)[:20])
     with pytest.raises(DataError, match=r"cannot read .*CUB_200_2011\.tgz"):

@@ -1,5 +1,6 @@
 """Broken and hostile raw files, as the command line meets them: one clear error, and nothing else happens."""
 
+import functools
 import gzip
 import io
 import os
@@ -11,6 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from PIL import Image
 
 from maml_jax import cli
 from tests.data import test_cifar, test_folder, test_mini_imagenet, test_tiered_imagenet
+from tests.data.test_tree import write_tar
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,8 +83,113 @@ def truncated_archive(root):
     os.truncate(root / "train_images.npz", (root / "train_images.npz").stat().st_size - 50)
 
 
+def write_npy(root, shape):
+    """Says of a few bytes that they are an array of a shape."""
+    test_tiered_imagenet.write_npz(root)
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".encode()
+    with zipfile.ZipFile(root / "val_images.npz", "w") as archive:
+        archive.writestr("images.npy", b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(50))
+
+
+def damaged_tar(root):
+    """The header of the last image is not one, where an archive might as well end."""
+    images = {f"{name}/1.png": test_tiered_imagenet.png(IMAGES[0]).tobytes() for name in "abcd"}
+    content = bytearray(write_tar(root / "all.tar", images).read_bytes())
+    content[content.index(b"d/1.png") + 148] ^= 0xFF
+    (root / "all.tar").write_bytes(content)
+
+
+def write_val_list(root, content):
+    test_mini_imagenet.write_images(root)
+    (root / "val.csv").write_bytes(content)
+
+
+def with_file(root, content, name="x.jpg"):
+    (test_folder.write_classes(root) / "bee" / name).write_bytes(content)
+
+
+def deep_png():
+    content = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(content, "PNG")
+    return content.getvalue()
+
+
+def bomb(depth=9):
+    """A list of ten times a list of ten times a list, and so on."""
+    return functools.reduce(lambda inner, _: [inner] * 10, range(depth), [0] * 10)
+
+
 IMAGES = np.zeros((3, 8, 8, 3), np.uint8)
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(%pipe%touch victim) (w) file\n"
 CASES = {
+    "pickle that unfolds without end": (
+        "mini_imagenet",
+        lambda root: damage_mini(root, val={"data": bomb(), "labels": [0]}),
+        r"raw/val\.pickle: 'data' is a list of lists, expected an array",
+    ),
+    "names that unfold without end": (
+        "tiered_imagenet",
+        lambda root: test_tiered_imagenet.write_labels(
+            test_tiered_imagenet.write_npz(root), val={"labels": bomb(), "labels_str": bomb()}
+        ),
+        r"raw/val_labels\.pkl: 'labels' is a list of lists",
+    ),
+    "images of no pixels": (
+        "mini_imagenet",
+        lambda root: damage_mini(root, val={"data": IMAGES[:, :0], "labels": [0] * 3}),
+        r"raw/val\.pickle: 'data' is uint8 \[3, 0, 8, 3\], expected uint8",
+    ),
+    "npz that says more than it holds": (
+        "tiered_imagenet",
+        lambda root: write_npy(root, (2, 8, 8, 3)),
+        r"cannot read .*raw/val_images\.npz: an array of shape \[2, 8, 8, 3\] in 50 bytes",
+    ),
+    "npz of a negative shape": (
+        "tiered_imagenet",
+        lambda root: write_npy(root, (-2, -25)),
+        r"cannot read .*raw/val_images\.npz: an array of shape \[-2, -25\] in 50 bytes",
+    ),
+    "npz with an unreadable header": (
+        "tiered_imagenet",
+        lambda root: write_npy(root, "(" * 999),
+        r"cannot read .*raw/val_images\.npz: ",
+    ),
+    "images of another size in a pickle": (
+        "cifar_fs",
+        lambda root: test_cifar.write_pickles(root, "cifar_fs", val={"data": IMAGES, "labels": [0] * 3}),
+        r"raw/val\.pickle: 'data' is of images of 8 x 8 pixels, expected 32 x 32",
+    ),
+    "damaged tar": ("folder", damaged_tar, r"cannot read .*raw/all\.tar: damaged at byte 3072; download it again"),
+    "image that is a program": (
+        "folder",
+        lambda root: with_file(root, EPS),
+        r"image bee/x\.jpg in .*raw: it is none of",
+    ),
+    "image of 16 bits": (
+        "folder",
+        lambda root: with_file(root, deep_png(), "x.png"),
+        r"error: cannot read the image bee/x\.png in [^:]*raw: it has more than 8 bits per channel$",
+    ),
+    "list of binary": (
+        "mini_imagenet",
+        lambda root: write_val_list(root, b'"\x1b[2J\n\0\n'),
+        r"raw/val\.csv line 1 is '\?\[2J\?\?', expected 'filename,label'",
+    ),
+    "list with an endless field": (
+        "mini_imagenet",
+        lambda root: write_val_list(root, b"x" * 200_000),
+        r"cannot read .*raw/val\.csv: field larger than",
+    ),
+    "list without a label": (
+        "mini_imagenet",
+        lambda root: write_val_list(root, b"val0.jpg,n1\nval1.jpg,\n"),
+        r"raw/val\.csv line 2 is 'val1\.jpg,', expected 'filename,label'",
+    ),
+    "split of brackets": (
+        "folder",
+        lambda root: (test_folder.write_classes(root) / "splits.json").write_text("[" * 100_000),
+        r"splits\.json in .*raw is not JSON",
+    ),
     "pickle that runs code": (
         "mini_imagenet",
         lambda root: damage_mini(root, val=pickle.dumps({"data": IMAGES, "labels": Touch()})),
@@ -144,6 +252,7 @@ def test_one_clear_error(prepare, tmp_path, case):
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert re.search(message, errors[0]), errors[0]
+    assert err.endswith(errors[0] + "\n")
     assert "Traceback" not in err
     assert list((tmp_path / "here").iterdir()) == [], "something was executed or left behind"
     assert not (tmp_path / "cache").exists()
@@ -215,18 +324,33 @@ def start(folder, classes):
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted(tmp_path, number):
-    process = start(tmp_path, 100_000)
+def start_and_stop(folder, number):
+    process = start(folder, 100_000)
     for _ in range(6000):
-        if (tmp_path / "begun").exists():
+        if (folder / "begun").exists():
             break
         time.sleep(0.02)
     process.send_signal(number)
-    _, err = process.communicate(timeout=120)
+    return process, process.communicate(timeout=120)[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(tmp_path, number):
+    process, err = start_and_stop(tmp_path, number)
     assert process.returncode == 130, err
     assert err.strip() == "interrupted"
     assert [path.name for path in tmp_path.iterdir()] == ["begun"]
+
+
+def test_killed(tmp_path):
+    start_and_stop(tmp_path, signal.SIGKILL)
+    (left,) = (tmp_path / "cache" / "stores").iterdir()
+    assert left.name.startswith(".slow-")
+    process = start(tmp_path, 20)  # the same data set, for all that its name and fingerprint say
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    (store,) = (tmp_path / "cache" / "stores").iterdir()
+    assert store.name.startswith("slow-")
 
 
 def test_twice_at_once(tmp_path):

@@ -124,7 +124,7 @@ IMAGES = pixels("train", 6)
         ({"data": IMAGES, "labels": [0] * 5}, r"'labels' is int64 \[5\], expected one integer for each of 6 images"),
         ({"data": IMAGES, "labels": [0.5] * 6}, r"'labels' is float64 \[6\]"),
         ({"data": IMAGES, "labels": ["n01"] * 6}, r"'labels' is <U3 \[6\]"),
-        ({"data": IMAGES, "labels": [[0], [0, 1]]}, "elements of 'labels' differ in shape"),
+        ({"data": IMAGES, "labels": [[0], [0, 1]]}, "'labels' is a list of lists, expected an array"),
         ({"data": IMAGES.astype(np.float32), "labels": [0] * 6}, r"'data' is float32 \[6, 6, 6, 3\], expected uint8"),
         ({"data": IMAGES[..., 0], "labels": [0] * 6}, r"'data' is uint8 \[6, 6, 6\], expected"),
         ({"data": IMAGES[..., :1], "labels": [0] * 6}, r"'data' is uint8 \[6, 6, 6, 1\], expected"),

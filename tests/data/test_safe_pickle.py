@@ -176,3 +176,12 @@ def test_wrong_length(tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(DataError, match=r"cannot read .*nowhere\.pickle"):
         safe_pickle.load(tmp_path / "nowhere.pickle")
+
+
+def test_what_is_shared_stays_shared(tmp_path):
+    """So that a small pickle of lists of the same lists does not fill the memory."""
+    value = [0]
+    for _ in range(100):
+        value = [value, (value, {"same": value})]
+    loaded = safe_pickle.load(write(tmp_path, pickle.dumps(value)))
+    assert loaded[0] is loaded[1][0] is loaded[1][1]["same"]

@@ -1,13 +1,20 @@
 """Tasks: what is in them, and that they depend on (seed, split, index) alone."""
 
 import dataclasses
+import functools
+import shutil
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maml_jax.data.sampler import DeviceImages, TaskSpec, check_fit, sample_task, sample_tasks, to_device
+from maml_jax.data import store as stores
+from maml_jax.data.augment import enlarge
+from maml_jax.data.sampler import DeviceImages, TaskSpec, check_fit, draw_task, sample_task, sample_tasks, to_device
+from maml_jax.data.source import ClassImages, Source
 from maml_jax.data.store import ClassStore
 from maml_jax.errors import ConfigError
 
@@ -47,6 +54,82 @@ def test_tasks_hold_what_they_should(store):
         assert len(set(classes[:, 0])) == 3, "a class twice in a task"
         np.testing.assert_array_equal(classes, np.repeat(classes[:, :1], 2, 1))
         np.testing.assert_array_equal(query_class[t].reshape(3, 3), np.repeat(classes[:, :1], 3, 1))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def rows_of(spec, offsets, index):
+    return draw_task(spec, offsets, index)
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(
+    shape=st.sampled_from([(1, 1, 1, False), (5, 1, 15, False), (4, 3, 3, True)]),  # few, since each is compiled
+    more=st.lists(st.integers(0, 5), min_size=5, max_size=5),
+    index=st.integers(0, 2**31 - 1),
+)
+def test_support_and_query_never_share_an_image(shape, more, index):
+    """Whatever the sizes of the classes, which may be just enough, and whichever the task."""
+    way, shot, query, rotations = shape
+    spec = TaskSpec(0, "train", way, shot, query, rotations)
+    counts = np.array(more) + shot + query
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    drawn = rows_of(spec, jnp.asarray(offsets, jnp.int32), jnp.int32(index))
+    rows, turns = np.asarray(drawn.rows), np.asarray(drawn.turns)
+    classes = np.searchsorted(offsets, rows, side="right") - 1
+    assert rows.min() >= 0
+    assert rows.max() < offsets[-1]
+    assert (classes == classes[:, :1]).all(), "of one class each"
+    assert all(len(set(of_class)) == shot + query for of_class in rows.tolist())
+    assert len(set(zip(classes[:, 0].tolist(), turns.tolist(), strict=True))) == way, "no class twice"
+
+
+@hypothesis.settings(max_examples=15, deadline=None)
+@hypothesis.given(order=st.permutations(range(12)), counts=st.lists(st.integers(2, 6), min_size=12, max_size=12))
+def test_classes_of_tasks_never_cross_splits(tmp_path_factory, order, counts):
+    """From the source on: no class whose images a task of one split holds is in a task of another."""
+    classes = [
+        ClassImages(f"{c:02}", n, functools.partial(np.full, (n, 1, 1, 1), c, np.uint8)) for c, n in enumerate(counts)
+    ]
+    parts = {"train": order[:5], "val": order[5:8], "test": order[8:]}
+    source = Source("crossing", {}, (1, 1, 1), {split: [classes[c] for c in part] for split, part in parts.items()})
+    cache = tmp_path_factory.mktemp("crossing")
+    path = stores.build(source, cache, progress=False)
+    for split, part in parts.items():
+        opened = stores.open_store(path, split)
+        spec = TaskSpec(0, split, way=2, shot=1, query=1)
+        drawn = [rows_of(spec, jnp.asarray(opened.offsets, jnp.int32), jnp.int32(i)).rows for i in range(10)]
+        assert set(opened.images[np.asarray(drawn)].ravel().tolist()) <= set(part)
+    del opened
+    shutil.rmtree(cache)
+
+
+def test_support_and_query_are_augmented_each_in_its_way():
+    """Here the support is enlarged, and half of the query images are mirrored; nothing else."""
+    images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+    store = ClassStore(images, np.array([0, 10, 20]), ("a", "b"), "train")
+    spec = TaskSpec(0, "train", way=2, shot=2, query=5, support_augment="enlarge", query_augment="flip")
+    tasks = draw(spec, store, range(40))
+    enlarged = np.asarray(enlarge(jnp.asarray(images, jnp.float32) / 255, 16))
+    plain = (images / 255).astype(np.float32)
+    near = lambda x, y: np.abs(x[:, None] - y).max((2, 3, 4)) < 1e-5  # noqa: E731
+    assert near(tasks.support_x.reshape(-1, 16, 16, 3), enlarged).any(1).all()
+    query = tasks.query_x.reshape(-1, 16, 16, 3)
+    kept, mirrored = (near(query, x).any(1) for x in (plain, plain[:, :, ::-1]))
+    assert (kept != mirrored).all()
+    assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / np.sqrt(len(query))
+
+
+def test_augmentations_of_support_and_query_are_drawn_apart(store):
+    """Each image is mirrored or not by itself, in every task anew."""
+    marked = dataclasses.replace(store, images=np.zeros_like(store.images))
+    marked.images[:, :, 0] = 255
+    spec = dataclasses.replace(SPEC, query=2, support_augment="flip", query_augment="flip")
+    tasks = draw(spec, marked, range(1500))
+    mirrored = np.concatenate([x[:, :, 0, -1, 0] for x in (tasks.support_x, tasks.query_x)], 1)
+    assert set(np.unique(mirrored)) == {0, 1}
+    apart = np.corrcoef(mirrored.T) - np.eye(mirrored.shape[1])
+    assert np.abs(apart).max() < 5 / np.sqrt(1500)
+    assert np.abs(np.corrcoef(mirrored[1:].ravel(), mirrored[:-1].ravel())[0, 1]) < 5 / np.sqrt(mirrored[1:].size)
 
 
 def test_every_image_is_as_likely_as_another(store):

@@ -4,6 +4,7 @@ import os
 import sys
 import tempfile
 import threading
+from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from maml_jax import progress
-from maml_jax.data import store
+from maml_jax.data import staging, store
 from maml_jax.data.source import ClassImages, LazySplits, Source, stamp
 from maml_jax.errors import DataError
 
@@ -129,17 +130,30 @@ def test_full_disk(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_killed_builders_left_is_swept(tmp_path):
+@pytest.mark.parametrize("built_before", [False, True])
+def test_what_killed_builders_left_is_swept(tmp_path, built_before):
+    """Of this machine, whatever nobody holds the lock of; of others, what has not changed for a day."""
     source = make_source()
     name = store.folder_of(source, tmp_path).name
-    old, young, other = (tmp_path / f".{x}.tmp" for x in (f"{name}.0123", f"{name}.4567", "toy-another.89ab"))
-    for staging in (old, young, other):
-        staging.mkdir()
-        (staging / "train.npy").write_bytes(b"half")
-    for path in (old, old / "train.npy", other, other / "train.npy"):
-        os.utime(path, (0, 0))
-    store.build(source, tmp_path, progress=False)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([young.name, other.name, name])
+    if built_before:
+        store.build(source, tmp_path, progress=False)
+    with staging.beside(tmp_path / name) as busy:
+        killed = Path(f"{busy}".removesuffix(".tmp") + "0.tmp")
+        old, young, other = (tmp_path / f".{x}.tmp" for x in (f"{name}.far.0123", f"{name}.far.4567", "toy-more.89ab"))
+        for left in (busy, killed, old, young, other):
+            left.mkdir(exist_ok=True)
+            (left / "train.npy").write_bytes(b"half")
+        for path in (old, old / "train.npy", other, other / "train.npy"):
+            os.utime(path, (0, 0))
+        store.build(source, tmp_path, progress=False)
+        assert {path.name for path in tmp_path.iterdir()} == {busy.name, young.name, other.name, name}
+        assert (busy / "train.npy").exists()
+
+
+def test_manifest_without_splits(built):
+    (built / store.MANIFEST).write_text('{"format": 1, "splits": {}}')
+    with pytest.raises(DataError, match=r"is damaged \(store\.json is not of format 1\)"):
+        store.verify(built)
 
 
 def test_verify_takes_the_moments(built):

@@ -165,6 +165,14 @@ def test_damaged_array_record(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+def take_offline(monkeypatch):
+    def offline(*_):
+        raise socket.gaierror("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", offline)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+
+
 def test_unusable(prepared, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"no such data set; did you mean stanford_dogs"):
         tfds_source.source("stanford_dog", prepared, 8)
@@ -177,11 +185,10 @@ def test_unusable(prepared, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"is not prepared in .*tfds build stanford_dogs --file_format=array_record"):
         tfds_source.source("stanford_dogs", tmp_path, 8)
 
-    def offline(*_):
-        raise socket.gaierror("no network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", offline)
-    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ConfigError, match=r"data\.name='tfds:huggingface:x': .*huggingface_hub"):
+        tfds_source.source("huggingface:x", tmp_path, 8)
+    take_offline(monkeypatch)
     with pytest.raises(DataError, match=r"could not prepare stanford_dogs: no network; prepare it where TensorFlow"):
         tfds_source.source("stanford_dogs", tmp_path, 8, download=True)
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
@@ -198,6 +205,17 @@ def test_prepared_on_demand(tmp_path, monkeypatch):
         progress=False,
     )
     assert stores["train"].images.shape[1:] == (8, 8, 3)
+
+
+def test_ours_are_prepared_on_demand_without_a_network(tmp_path, monkeypatch):
+    take_offline(monkeypatch)
+    with pytest.raises(DataError, match=r"could not prepare mini_imagenet: mini-ImageNet is not complete in"):
+        tfds_source.source("mini_imagenet", tmp_path, 8, download=True)
+    manual = tmp_path / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    test_mini_imagenet.write_pickles(manual)
+    source = tfds_source.source("mini_imagenet", tmp_path, 84, download=True)
+    assert {split: len(classes) for split, classes in source.splits.items()} == {"train": 3, "val": 2, "test": 1}
 
 
 WRITERS = {

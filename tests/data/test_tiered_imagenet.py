@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from maml_jax.data import store, tiered_imagenet
+from maml_jax.data.source import published_split
 from maml_jax.errors import DataError
 
 WNIDS = {"train": ["n01530575", "n01531178"], "val": ["n02099267"], "test": ["n03314780", "n07565083"]}
@@ -68,6 +69,12 @@ FORMS = {
 }
 
 
+def test_published_split():
+    names = published_split("tiered_imagenet")
+    assert {split: len(classes) for split, classes in names.items()} == {"train": 351, "val": 97, "test": 160}
+    assert len({name for classes in names.values() for name in classes}) == 608
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_pixels_and_names(tmp_path, form):
     source = tiered_imagenet.source(FORMS[form](tmp_path), 8)
@@ -85,9 +92,10 @@ def test_labels_without_names(tmp_path):
     assert [c.name for c in tiered_imagenet.source(tmp_path, 8).splits["train"]] == ["train/0", "train/1"]
 
 
-def test_words_are_no_names(tmp_path):
+@pytest.mark.parametrize("names", [["crane", "crane"], [["n01530575"], [1, 2]], {"n01530575": 0}, None])
+def test_words_and_nonsense_are_no_names(tmp_path, names):
     write_npz(tmp_path)
-    words = {split: {"labels": labels, "labels_str": ["crane", "crane"]} for split, labels in LABELS.items()}
+    words = {split: {"labels": labels, "labels_str": names} for split, labels in LABELS.items()}
     write_labels(tmp_path, **words)
     assert [c.name for c in tiered_imagenet.source(tmp_path, 8).splits["train"]] == ["train/0", "train/1"]
 

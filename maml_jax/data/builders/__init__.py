@@ -24,7 +24,7 @@ from maml_jax.data.source import ClassImages
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
-class _FewShot(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class FewShot(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A data set of `maml_jax.data.DATA_SETS`.
 
     Attributes:
@@ -95,38 +95,38 @@ def _examples(
             key += 1
 
 
-class MiniImagenet(_FewShot):
+class MiniImagenet(FewShot):
     """mini-ImageNet, Ravi & Larochelle's split."""
 
     DATA_SET, IMAGE_SIZE = "mini_imagenet", 84
 
 
-class TieredImagenet(_FewShot):
+class TieredImagenet(FewShot):
     """tiered-ImageNet."""
 
     DATA_SET, IMAGE_SIZE = "tiered_imagenet", 84
 
 
-class CifarFs(_FewShot):
+class CifarFs(FewShot):
     """CIFAR-FS."""
 
     DATA_SET, IMAGE_SIZE = "cifar_fs", 32
 
 
-class Fc100(_FewShot):
+class Fc100(FewShot):
     """FC100."""
 
     DATA_SET, IMAGE_SIZE = "fc100", 32
 
 
-class Cub200(_FewShot):
+class Cub200(FewShot):
     """CUB-200-2011, in either of two published splits: `cub200/closerlook` (the default) and `cub200/feat`."""
 
     DATA_SET, IMAGE_SIZE = "cub200", 84
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="closerlook"), tfds.core.BuilderConfig(name="feat")]  # noqa: RUF012
 
 
-class Inat2017(_FewShot):
+class Inat2017(FewShot):
     """meta-iNat, of iNaturalist 2017."""
 
     DATA_SET, IMAGE_SIZE = "inat2017", 84
