@@ -224,8 +224,8 @@ def image_moments(x: jax.Array) -> ImageMoments:
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance per image and channel of `[n, h, w, c]`, each `[n, c]`, at least float32."""
     x = x.astype(at_least_float32(x))
-    mean = _mean(x)
-    return mean, _mean(jnp.square(x - mean[:, None, None]))
+    mean = x.mean((1, 2))
+    return mean, jnp.square(x - mean[:, None, None]).mean((1, 2))
 
 
 @_moments.defjvp
@@ -235,10 +235,5 @@ def _moments_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
     mean, var = _moments(x)
     x, dx = (a.astype(mean.dtype) for a in (x, dx))
-    dmean = _mean(dx)
-    return (mean, var), (dmean, 2 * (_mean(x * dx) - mean * dmean))
-
-
-def _mean(x):
-    """Over height and width, row by row: a running sum of all pixels would lose a digit in float32."""
-    return x.mean(2).mean(1)
+    dmean = dx.mean((1, 2))
+    return (mean, var), (dmean, 2 * ((x * dx).mean((1, 2)) - mean * dmean))

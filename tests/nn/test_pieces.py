@@ -1,0 +1,58 @@
+"""Batches in pieces: the same result whatever the size of a piece, and no more than that at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maml_jax.nn import model
+from maml_jax.nn.norm import Pass
+from maml_jax.nn.pieces import Lazy, piecewise
+
+
+@pytest.mark.parametrize(("most", "size"), [(1, 1), (3, 3), (4, 3), (5, 3), (6, 6), (100, 6)])
+def test_a_piece_is_the_largest_divisor_of_the_batch_that_is_allowed(most, size):
+    seen = []
+
+    def double(x, pair):
+        seen.append(len(x))
+        return {"sum": 2 * x + pair[0] + pair[1]}
+
+    x = jnp.arange(12.0).reshape(6, 2)
+    out = piecewise(double, (x, (x, x + 1)), most)
+    np.testing.assert_array_equal(out["sum"], 4 * x + 1)
+    assert set(seen) == {size}
+
+
+def test_lazy_images_know_their_size_and_come_from_several_others():
+    x, y = jnp.arange(24.0).reshape(4, 2, 3, 1), jnp.ones((4, 2, 3, 1))
+    wide = Lazy.of(x).then(lambda x: jnp.concatenate([x, x, x], -1))
+    narrow = wide.then(lambda x: x[..., :1])
+    both = narrow.then(lambda a, b, c: a + 10 * b - c, Lazy.of(y), narrow)
+    float_bytes = x.dtype.itemsize
+    assert (Lazy.of(x).image_bytes, wide.image_bytes, both.image_bytes) == (
+        6 * float_bytes,
+        18 * float_bytes,
+        18 * float_bytes,
+    )
+    assert both.like.shape == x.shape
+    assert [both.at_once(size) for size in (0, 1, 40 * float_bytes, 10**6)] == [4, 1, 2, 4]
+    np.testing.assert_array_equal(both.compute(40 * float_bytes), 10 * y)
+    np.testing.assert_array_equal(narrow.compute(1, lambda x: x.sum((1, 2))), x.sum((1, 2)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["resnet12", "resnet18"])
+def test_pieces_change_nothing_in_residual_encoders(encoder, x64):
+    x = jnp.asarray(np.random.default_rng(0).random((4, 16, 16, 1)))
+    whole, pieces = (model.build(encoder, 4, "episodic", "meta", 2, (16, 16, 1), piece=p) for p in (0, 2 * 16**2 * 8))
+    params, stats = whole.init(jax.random.key(0))
+
+    def loss(params, net):
+        logits, after = net.apply(params, net.episode_stats(stats), x, Pass.SUPPORT, True)
+        return jnp.sum(jnp.tanh(logits)), (logits, after)
+
+    both = [jax.jit(jax.grad(loss, has_aux=True), static_argnums=1) for _ in range(2)]
+    got, expected = (f(params, net) for f, net in zip(both, (pieces, whole), strict=True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-11), got, expected)
+    assert "scan[" in str(jax.make_jaxpr(lambda p: loss(p, pieces)[0])(params))
