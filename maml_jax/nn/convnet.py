@@ -5,7 +5,7 @@ import jax
 
 from maml_jax.nn.layers import conv_norm
 from maml_jax.nn.norm import Pass
-from maml_jax.nn.pieces import Lazy
+from maml_jax.nn.pieces import Lazy, piece_of
 
 
 class ConvNet(nn.Module):
@@ -15,8 +15,8 @@ class ConvNet(nn.Module):
       width: channels of every block.
       norm: normalisation modes by layer, as `maml_jax.nn.norm.mode_of` reads them.
       blocks: how many.
-      piece: bytes of a layer's convolved images that there may be at once; where there would be more, the batch is
-        computed in pieces, and anew on the way back. 0: no limit.
+      piece: bytes of a layer's convolved images that there may be at once; where there would be more, a query
+        or context set is computed in pieces, and anew on the way back. 0: no limit.
     """
 
     width: int = 32
@@ -27,11 +27,11 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, which: Pass, train: bool) -> jax.Array:
         """Maps images `[batch, height, width, channels]`, of at least 2^blocks px, to features `[batch, features]`."""
-        images = Lazy.of(x)
+        images, piece = Lazy.of(x), piece_of(self.piece, which)
         for i in range(1, self.blocks + 1):
             # The first convolution, of few channels, costs less than to keep what it gives.
-            images = ConvBlock(self.width, self.norm, self.piece, i > 1, name=f"block{i}")(images, which, train)
-        return images.compute(self.piece).reshape(len(x), -1)
+            images = ConvBlock(self.width, self.norm, piece, i > 1, name=f"block{i}")(images, which, train)
+        return images.compute(piece).reshape(len(x), -1)
 
 
 class ConvBlock(nn.Module):

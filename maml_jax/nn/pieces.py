@@ -12,7 +12,16 @@ from typing import NamedTuple
 import jax
 from jax import lax
 
+from maml_jax.nn.norm import Pass
 from maml_jax.tree import PyTree
+
+
+def piece_of(size: int, which: Pass) -> int:
+    """The bytes of images at once on a pass: `size`, or 0 for no limit on the support pass.
+
+    That one is differentiated twice. What its first derivative makes would be kept for every piece.
+    """
+    return 0 if which is Pass.SUPPORT else size
 
 
 class Lazy(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 
 from maml_jax.nn.layers import conv_norm
 from maml_jax.nn.norm import Pass
-from maml_jax.nn.pieces import Lazy
+from maml_jax.nn.pieces import Lazy, piece_of
 from maml_jax.nn.pool import max_pool
 
 # PyTorch-MAML's: Kaiming normal by fan-out for a leaky slope of 0.01, PyTorch's default, whatever the activation.
@@ -30,8 +30,9 @@ class ResNet12(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, which: Pass, train: bool) -> jax.Array:
         """Maps images `[batch, height, width, channels]` of at least 16 px to features `[batch, self.channels[3]]`."""
+        piece = piece_of(self.piece, which)
         for i, channels in enumerate(self.channels, start=1):
-            x = _PooledBlock(channels, self.norm, self.piece, name=f"layer{i}")(x, which, train)
+            x = _PooledBlock(channels, self.norm, piece, name=f"layer{i}")(x, which, train)
         return x.mean((1, 2))
 
 
@@ -71,12 +72,13 @@ class ResNet18(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, which: Pass, train: bool) -> jax.Array:
         """Maps images `[batch, height, width, channels]` to features `[batch, self.channels[3]]`."""
-        x = _Stem(self.channels[0], self.norm, self.piece, name="stem")(x, which, train)
+        piece = piece_of(self.piece, which)
+        x = _Stem(self.channels[0], self.norm, piece, name="stem")(x, which, train)
         for i, channels in enumerate(self.channels, start=1):
             for j in range(1, self.blocks + 1):
                 name = f"layer{i}" if self.blocks == 1 else f"layer{i}_{j}"
                 stride = 2 if i > 1 and j == 1 else 1
-                x = _StridedBlock(channels, self.norm, self.piece, stride, name=name)(x, which, train)
+                x = _StridedBlock(channels, self.norm, piece, stride, name=name)(x, which, train)
         return x.mean((1, 2))
 
 

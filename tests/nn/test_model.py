@@ -159,7 +159,7 @@ def test_pieces_change_nothing(norm, x64):
     params, stats = whole.init(jax.random.key(0))
 
     def loss(params, net):
-        logits, after = net.apply(params, net.episode_stats(stats), x, Pass.SUPPORT, True)
+        logits, after = net.apply(params, net.episode_stats(stats), x, Pass.QUERY, True)
         return jnp.sum(jnp.tanh(logits)), (logits, after)
 
     both = [jax.jit(jax.grad(loss, has_aux=True), static_argnums=1) for _ in range(2)]

@@ -49,10 +49,23 @@ def test_pieces_change_nothing_in_residual_encoders(encoder, x64):
     params, stats = whole.init(jax.random.key(0))
 
     def loss(params, net):
-        logits, after = net.apply(params, net.episode_stats(stats), x, Pass.SUPPORT, True)
+        logits, after = net.apply(params, net.episode_stats(stats), x, Pass.QUERY, True)
         return jnp.sum(jnp.tanh(logits)), (logits, after)
 
     both = [jax.jit(jax.grad(loss, has_aux=True), static_argnums=1) for _ in range(2)]
     got, expected = (f(params, net) for f, net in zip(both, (pieces, whole), strict=True))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-11), got, expected)
     assert "scan[" in str(jax.make_jaxpr(lambda p: loss(p, pieces)[0])(params))
+
+
+def test_the_support_pass_is_taken_at_once():
+    """Its derivative is differentiated in turn, which would keep what every piece makes."""
+    net = model.build("convnet4", 2, "batch", "meta", 2, (16, 16, 1), piece=1)
+    params, _ = jax.eval_shape(net.init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((4, 16, 16, 1), jnp.float32)
+    loops = {
+        which: str(jax.make_jaxpr(lambda p, x, which=which: net.apply(p, {}, x, which, True))(params, x)).count("scan[")
+        for which in (Pass.SUPPORT, Pass.QUERY)
+    }
+    assert loops[Pass.SUPPORT] == 0
+    assert loops[Pass.QUERY] > 0
