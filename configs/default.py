@@ -44,7 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.temperature = 1.0  # factor on the logits, > 0
     c.model.learn_temperature = False  # make it a meta-parameter; the inner loop never adapts it
     c.model.precision = "tf32"  # tf32 (on NVIDIA GPUs; float32 elsewhere), float32, or bfloat16 activations
-    c.model.piece_mib = 0  # MiB of a layer's images at once, to save memory; 0: 5 on a CPU (in cache), else no limit
+    c.model.piece_mib = 0  # MiB of a layer's query images at once, to save memory; 0: 5 on a CPU, else no limit
     c.model.loss = "cross_entropy"  # mean; summed_cross_entropy: times the ways, as in the official TensorFlow code
 
     c.inner = ml_collections.ConfigDict()  # adaptation to one task
