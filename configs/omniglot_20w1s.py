@@ -19,4 +19,5 @@ def get_config() -> ml_collections.ConfigDict:
     c.inner.head_rate = 0.1
     c.eval.steps = 5
     c.train.steps = 40_000
+    c.train.tasks = 16
     return c

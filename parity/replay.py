@@ -231,8 +231,7 @@ def in_torch(case: GoldenCase) -> Arrays:
 def init_torch(case: GoldenCase) -> Arrays:
     """Parameters for a case as the reference draws them, but with random scales and shifts in normalisation.
 
-    The shifts lie above 0. Where a window sees nothing but zeros behind ReLU, maxima to be pooled are tied, and there
-    PyTorch's subgradient (all to the first) is not ours (to each its share), so few channels need to be mostly alive.
+    The shifts lie above 0, so that channels are mostly alive and gradients have something to flow through.
     """
     import torch
 

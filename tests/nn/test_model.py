@@ -152,23 +152,6 @@ def test_a_block_is_convolution_normalisation_relu_and_pooling_to_second_order(p
     )
 
 
-@pytest.mark.parametrize("norm", ["batch", "episodic", "tasknorm"])
-def test_pieces_change_nothing(norm, x64):
-    x = jnp.asarray(np.random.default_rng(0).random((6, 16, 16, 3)))
-    whole, pieces = (model.build("convnet4", 4, norm, "meta", 3, (16, 16, 3), piece=p) for p in (0, 3 * 8 * 8 * 4 * 8))
-    params, stats = whole.init(jax.random.key(0))
-
-    def loss(params, net):
-        logits, after = net.apply(params, net.episode_stats(stats), x, Pass.QUERY, True)
-        return jnp.sum(jnp.tanh(logits)), (logits, after)
-
-    both = [jax.jit(jax.grad(loss, has_aux=True), static_argnums=1) for _ in range(2)]
-    got, expected = (f(params, net) for f, net in zip(both, (pieces, whole), strict=True))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-11), got, expected)
-    text = str(jax.make_jaxpr(lambda p: loss(p, pieces)[0])(params))
-    assert text.count("scan[") == 2  # the first two blocks
-
-
 @pytest.mark.parametrize("norm", ["batch", "episodic"])
 def test_half_precision_keeps_parameters_and_statistics_whole(norm):
     x = jnp.asarray(np.random.default_rng(0).random((6, 16, 16, 3)), jnp.float32)
