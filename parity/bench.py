@@ -66,7 +66,7 @@ ROWS = {
     "convnet4_84_1shot_one_device": Row(devices=1),
     "pieces": Row(against="whole"),
     "omniglot": Row("wide-convnet4", 64, 28, 1, query=5, tasks=16, steps=1, frozen=False),
-    "resnet12_84": Row("resnet12", 0, tasks=2, turn=1),
+    "resnet12_84": Row("resnet12", 0, tasks=2, turn=1, devices=1),  # the tasks one after the other, to save memory
     **{f"memory_steps_{n}": Row(tasks=1, steps=n, turn=1) for n in (1, 5, 10, 20, 100)},
     "memory_steps_100_nested": Row(tasks=1, steps=100, turn=1, ours="nested", against="ours"),
     "plain_conv": Row(tasks=1, steps=1, turn=1, against="plain_conv"),

@@ -22,7 +22,8 @@ class Work(NamedTuple):
     """Of a computation.
 
     Attributes:
-      flops: multiplications and additions in convolutions and matrix products.
+      flops: multiplications and additions in convolutions and matrix products, as their definitions have them; the
+        Winograd form of a convolution does with fewer.
       bytes: what these read and write if each operand and result goes through memory once and all else is free.
     """
 
@@ -37,8 +38,9 @@ def count(jaxpr: Jaxpr, times: int = 1) -> Work:
         moved = sum(v.aval.size * v.aval.dtype.itemsize for v in (*equation.invars, *equation.outvars))
         match equation.primitive.name:
             case "closed_conv":
-                _, kernel = (v.aval.shape for v in equation.invars)
-                flops += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel[1:4])
+                _, kh, kw, *channels = equation.invars[1].aval.shape
+                summed = kh * kw * channels[equation.params["flipped"]]
+                flops += 2 * math.prod(equation.outvars[0].aval.shape) * summed
                 traffic += moved
             case "closed_conv_wgrad":
                 _, y = (v.aval.shape for v in equation.invars)

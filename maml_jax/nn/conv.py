@@ -4,13 +4,14 @@ XLA is fast on three forms of a convolution: forward, input gradient and weight 
 JAX derives from `lax.conv_general_dilated` are other forms, with the image as the kernel, and fall off those fast
 paths, which makes a second-order meta-gradient one to two orders of magnitude slower than it has to be.
 
-A stride-1 convolution is bilinear, and its derivatives close on two operations. With `flip` reversing the window and
-swapping the channel axes, and p' = window - 1 - p the complementary padding,
+A stride-1 convolution is bilinear, and its derivatives close on three operations. With flipped(x, w; p) the convolution
+by w with its window reversed and its channel axes swapped, and p' = window - 1 - p the complementary padding,
 
-    conv(x, w; p):    x̄ = conv(ȳ, flip(w); p')     w̄ = wgrad(x, ȳ; p)
-    wgrad(x, y; p):   x̄ = conv(y, flip(W̄); p')     ȳ = conv(x, W̄; p)
+    conv(x, w; p):      x̄ = flipped(ȳ, w; p')      w̄ = wgrad(x, ȳ; p)
+    flipped(x, w; p):   x̄ = conv(ȳ, w; p')         w̄ = wgrad(ȳ, x; p')
+    wgrad(x, y; p):     x̄ = flipped(y, W̄; p')      ȳ = conv(x, W̄; p)
 
-Both are JAX primitives declared bilinear, so every order of reverse and forward mode runs through the same two
+All are JAX primitives declared bilinear, so every order of reverse and forward mode runs through the same
 kernels. A leading group axis, one independent convolution per entry, closes them under `vmap` too: a batched image
 with a shared kernel folds into the image batch, and a batched pair, one kernel per task, becomes groups.
 """
@@ -26,7 +27,8 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
+from maml_jax.nn import winograd
+from maml_jax.nn.winograd import Padding
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -53,7 +55,7 @@ def conv(x: jax.Array, kernel: jax.Array, padding: str | Sequence[Sequence[int]]
     out = [n + sum(p) - k + 1 for n, p, k in zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)]
     if min(out) < 1 or any(not 0 <= q < k for p, k in zip(padding, kernel.shape[:2], strict=True) for q in p):
         raise ValueError(f"padding {padding} does not fit images {x.shape} and kernel {kernel.shape}")
-    return _conv_p.bind(x[None], kernel[None], padding=padding)[0]
+    return _conv_p.bind(x[None], kernel[None], padding=padding, flipped=False)[0]
 
 
 def conv_same(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
@@ -79,7 +81,8 @@ def conv_same(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
             f"conv_same wants a stride of 1 or 2 and an odd square window, got {stride} and {kernel.shape}"
         )
     if window == 1:
-        return x[:, ::stride, ::stride] @ kernel[0, 0]
+        x = x[:, ::stride, ::stride]
+        return (x.reshape(-1, x.shape[3]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)  # two axes: no copies to transpose
     if stride == 1:
         return conv(x, kernel)
     # The window starts window // 2 pixels before each even one; a row and column of zeros make its sides even.
@@ -108,17 +111,18 @@ def _explicit(padding, window) -> Padding:
     return tuple((int(before), int(after)) for before, after in padding)
 
 
-# The two primitives. x [group, n, h, w, c], kernel [group, kh, kw, c, o], y [group, n, h', w', o].
+# The primitives, of which the first has two forms. x [group, n, h, w, c], kernel [group, kh, kw, c, o] or, flipped,
+# [group, kh, kw, o, c], y [group, n, h', w', o].
 
 _conv_p = Primitive("closed_conv")
 _wgrad_p = Primitive("closed_conv_wgrad")
 
 
-def _conv_abstract(x, kernel, *, padding):
+def _conv_abstract(x, kernel, *, padding, flipped):
     (top, bottom), (left, right) = padding
     g, n, h, w, _ = x.shape
-    _, kh, kw, _, o = kernel.shape
-    return ShapedArray((g, n, h + top + bottom - kh + 1, w + left + right - kw + 1, o), x.dtype)
+    _, kh, kw, *channels = kernel.shape
+    return ShapedArray((g, n, h + top + bottom - kh + 1, w + left + right - kw + 1, channels[not flipped]), x.dtype)
 
 
 def _wgrad_abstract(x, y, *, padding):
@@ -129,59 +133,58 @@ def _window(x, y, padding):
     return tuple(n + sum(p) - m + 1 for n, m, p in zip(x.shape[2:4], y.shape[2:4], padding, strict=True))
 
 
-def _flip(kernel):
-    return jnp.flip(kernel, (1, 2)).swapaxes(3, 4)
-
-
 def _complement(padding, window):
     return tuple((k - 1 - before, k - 1 - after) for (before, after), k in zip(padding, window, strict=True))
 
 
-def _conv_to_x(ct, x, kernel, *, padding):
+def _conv_to_x(ct, x, kernel, *, padding, flipped):
     del x  # undefined: this is the cotangent with respect to it
-    return _conv_p.bind(ct, _flip(kernel), padding=_complement(padding, kernel.shape[1:3]))
+    return _conv_p.bind(ct, kernel, padding=_complement(padding, kernel.shape[1:3]), flipped=not flipped)
 
 
-def _conv_to_kernel(ct, x, kernel, *, padding):
-    del kernel
+def _conv_to_kernel(ct, x, kernel, *, padding, flipped):
+    if flipped:
+        return _wgrad_p.bind(ct, x, padding=_complement(padding, kernel.aval.shape[1:3]))
     return _wgrad_p.bind(x, ct, padding=padding)
 
 
 def _wgrad_to_x(ct, x, y, *, padding):
     del x
-    return _conv_p.bind(y, _flip(ct), padding=_complement(padding, ct.shape[1:3]))
+    return _conv_p.bind(y, ct, padding=_complement(padding, ct.shape[1:3]), flipped=True)
 
 
 def _wgrad_to_y(ct, x, y, *, padding):
     del y
-    return _conv_p.bind(x, ct, padding=padding)
+    return _conv_p.bind(x, ct, padding=padding, flipped=False)
 
 
-def _conv_batch(args, dims, *, padding):
+def _conv_batch(args, dims, **how):
     (x, kernel), (x_dim, kernel_dim) = args, dims
     if kernel_dim is None:  # shared kernel: the mapped axis joins the images
         x = jnp.moveaxis(x, x_dim, 1)
         g, b, n = x.shape[:3]
-        out = _conv_p.bind(x.reshape(g, b * n, *x.shape[3:]), kernel, padding=padding)
+        out = _conv_p.bind(x.reshape(g, b * n, *x.shape[3:]), kernel, **how)
         return out.reshape(g, b, n, *out.shape[2:]), 1
-    return _batch_as_groups(_conv_p, args, dims, padding)
+    return _batch_as_groups(_conv_p, args, dims, how)
 
 
-def _wgrad_batch(args, dims, *, padding):
-    return _batch_as_groups(_wgrad_p, args, dims, padding)
+def _wgrad_batch(args, dims, **how):
+    return _batch_as_groups(_wgrad_p, args, dims, how)
 
 
-def _batch_as_groups(primitive, args, dims, padding):
+def _batch_as_groups(primitive, args, dims, how):
     size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
     args = [
         jnp.broadcast_to(a, (size, *a.shape)) if d is None else jnp.moveaxis(a, d, 0)
         for a, d in zip(args, dims, strict=True)
     ]
-    out = primitive.bind(*[a.reshape(-1, *a.shape[2:]) for a in args], padding=padding)
+    out = primitive.bind(*[a.reshape(-1, *a.shape[2:]) for a in args], **how)
     return out.reshape(size, -1, *out.shape[1:]), 0
 
 
 # Kernels. Each takes one group, or all, and is compiled by XLA; choices by measurement, see the benchmark.
+
+_WINOGRAD = 64  # channels from which on it is the faster form on a CPU
 
 
 def _patches(x, window, padding):
@@ -199,17 +202,22 @@ def _gathered_patches(x, window, padding):
     return x[:, rows[:, None, :, None], columns[None, :, None, :]].reshape(x.shape[0], len(rows), len(columns), -1)
 
 
-def _conv_xla(x, kernel, padding):
+def _conv_xla(x, kernel, padding, flipped):
     """One group through XLA's convolution."""
+    kernel = jnp.flip(kernel, (0, 1)).swapaxes(2, 3) if flipped else kernel
     return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS)
 
 
-def _conv_cpu(x, kernel, *, padding):
-    return _each_group(lambda x, kernel: _conv_xla(x, kernel, padding), x, kernel)
+def _conv_cpu(x, kernel, *, padding, flipped):
+    fast = winograd.pays(x.dtype, kernel.shape[1:3], kernel.shape[3:], least=_WINOGRAD)
+    one = winograd.conv if fast else _conv_xla
+    return _each_group(lambda x, kernel: one(x, kernel, padding, flipped), x, kernel)
 
 
 def _wgrad_cpu(x, y, *, padding):
     window = _window(x, y, padding)
+    if winograd.pays(x.dtype, window, (x.shape[4], y.shape[4]), least=_WINOGRAD):
+        return _each_group(lambda x, y: winograd.weight_gradient(x, y, padding), x, y)
     patches_of = _patches if x.dtype == jnp.float32 else _gathered_patches
 
     def matrix(x, y):  # [kh * kw * c, o], summed over the places of any number of images
@@ -233,8 +241,8 @@ def _each_group(one, *args):
     return lax.map(lambda a: one(*a), args)
 
 
-def _conv_default(x, kernel, *, padding):
-    return jax.vmap(lambda x, kernel: _conv_xla(x, kernel, padding))(x, kernel)
+def _conv_default(x, kernel, *, padding, flipped):
+    return jax.vmap(lambda x, kernel: _conv_xla(x, kernel, padding, flipped))(x, kernel)
 
 
 def _wgrad_default(x, y, *, padding):
@@ -250,13 +258,11 @@ def _wgrad_default(x, y, *, padding):
 
 def _register(primitive, abstract, transposes, batch, default, cpu):
 
-    def run(x, y, *, padding):
+    def run(x, y, **how):
         kernels = {"cpu": cpu, "default": default}
-        return lax.platform_dependent(
-            x, y, **{name: functools.partial(k, padding=padding) for name, k in kernels.items()}
-        )
+        return lax.platform_dependent(x, y, **{name: functools.partial(k, **how) for name, k in kernels.items()})
 
-    primitive.def_impl(jax.jit(run, static_argnames="padding"))
+    primitive.def_impl(jax.jit(run, static_argnames=("padding", "flipped")))
     primitive.def_abstract_eval(abstract)
     ad.defbilinear(primitive, *transposes)
     batching.primitive_batchers[primitive] = batch

@@ -77,14 +77,16 @@ def conv_norm(
     convolved = images.then(convolve)
     like = convolved.like
 
+    again = not keep and convolved.at_once(parent.piece) < len(like)
+
     def measure(rising):
         if not pool:
-            x = Lazy.of(convolved.compute(parent.piece))
+            x = convolved if again else Lazy.of(convolved.compute(parent.piece))
             return x.compute(parent.piece, image_moments), x
         # A window's largest entry comes out largest, or its smallest where the channel's scale is negative.
         sign = jnp.broadcast_to(jnp.where(rising, 1, -1).astype(like.dtype), (len(like), 1, 1, like.shape[-1]))
         pooled = lambda x, sign: sign * max_pool(sign * x)  # noqa: E731
-        if not keep and convolved.at_once(parent.piece) < len(like):
+        if again:
             return convolved.compute(parent.piece, image_moments), convolved.then(pooled, Lazy.of(sign))
 
         def of_piece(sign, *inputs):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from maml_jax.nn.norm import Pass
@@ -74,10 +75,12 @@ class Lazy(NamedTuple):
 def piecewise(function: Callable[..., PyTree], inputs: tuple[PyTree, ...], most: int) -> PyTree:
     """`function(*inputs)`, computed for a piece of the batch after the other, and anew on the way back.
 
-    Memory for what the function makes along the way is that of a piece, for one more evaluation.
+    Memory for what the function makes along the way is that of a piece, for one more evaluation. Derivatives start with
+    one in reverse mode.
 
     Args:
-      function: of arrays `[n, ...]`, which treats all n alike, to arrays `[n, ...]`.
+      function: of arrays `[n, ...]`, which treats all n alike, to arrays `[n, ...]`. What else it depends on are float
+        arrays.
       inputs: arrays `[batch, ...]`.
       most: in a piece, which is a divisor of the batch.
     """
@@ -86,5 +89,64 @@ def piecewise(function: Callable[..., PyTree], inputs: tuple[PyTree, ...], most:
     if size == batch:
         return function(*inputs)
     pieces = jax.tree.map(lambda a: a.reshape(batch // size, size, *a.shape[1:]), inputs)
-    out = lax.map(jax.checkpoint(lambda piece: function(*piece), prevent_cse=False), pieces)
+    function, shared = jax.closure_convert(function, *jax.tree.map(lambda a: a[0], pieces))
+    out = _loop(function, pieces, shared)
     return jax.tree.map(lambda a: a.reshape(batch, *a.shape[2:]), out)
+
+
+# A rule of its own because the derived one, of a checkpointed `lax.map`, keeps a copy of what the loop reads.
+
+
+def _each(function, pieces, shared):
+    """`function(*piece, *shared)` of every piece, the first axis of all in `pieces`."""
+
+    def one(i, out):
+        return _put(out, i, function(*_take(pieces, i), *shared))
+
+    like = jax.eval_shape(function, *_take(pieces, 0), *shared)
+    return lax.fori_loop(0, _count(pieces), one, _room(like, pieces, shared))
+
+
+def _each_forward(function, pieces, shared):
+    return _each(function, pieces, shared), (pieces, shared)
+
+
+def _each_backward(function, kept, cotangents):
+    pieces, shared = kept
+
+    def one(i, carry):
+        for_pieces, total = carry
+        _, transpose = jax.vjp(lambda piece, shared: function(*piece, *shared), _take(pieces, i), shared)
+        for_piece, for_shared = transpose(_take(cotangents, i))
+        return _put(for_pieces, i, for_piece), jax.tree.map(jnp.add, total, for_shared)
+
+    start = _room(_take(pieces, 0), pieces, cotangents), jax.tree.map(jnp.zeros_like, shared)
+    return lax.fori_loop(0, _count(pieces), one, start)
+
+
+_loop = jax.custom_vjp(_each, nondiff_argnums=(0,))
+_loop.defvjp(_each_forward, _each_backward)
+
+
+def _count(pieces):
+    return len(jax.tree.leaves(pieces)[0])
+
+
+def _take(pieces, i):
+    return jax.tree.map(lambda a: a[i], pieces)
+
+
+def _put(pieces, i, piece):
+    return jax.tree.map(lambda a, b: a.at[i].set(b), pieces, piece)
+
+
+def _room(piece, pieces, others):
+    """Memory for as many of `piece` as there are `pieces`, filled with anything.
+
+    With zeros, as in `lax.map`, all loops would start from a copy of the same ones, which are there all the time, and
+    these copies could be made long before they are needed. With a number that is known only when the loop can start,
+    they are not.
+    """
+    number = sum(leaf.reshape(-1)[0] for leaf in jax.tree.leaves((pieces, others)))
+    shape = lambda a: (_count(pieces), *a.shape)  # noqa: E731
+    return jax.tree.map(lambda a: jnp.broadcast_to(number.astype(a.dtype), shape(a)), piece)

@@ -32,7 +32,7 @@ class ResNet12(nn.Module):
         """Maps images `[batch, height, width, channels]` of at least 16 px to features `[batch, self.channels[3]]`."""
         piece = piece_of(self.piece, which)
         for i, channels in enumerate(self.channels, start=1):
-            x = _PooledBlock(channels, self.norm, piece, name=f"layer{i}")(x, which, train)
+            x = _PooledBlock(channels, self.norm, piece, i > 1, name=f"layer{i}")(x, which, train)
         return x.mean((1, 2))
 
 
@@ -42,15 +42,16 @@ class _PooledBlock(nn.Module):
     channels: int
     norm: str
     piece: int
+    keep: bool
 
     @nn.compact
     def __call__(self, x, which, train):
         layer = functools.partial(conv_norm, self, which=which, train=train, **_CONV)
         images, activate = Lazy.of(x), functools.partial(nn.leaky_relu, negative_slope=0.1)
-        y = layer(images, conv="conv1", norm="norm1").then(activate)
+        y = layer(images, conv="conv1", norm="norm1", keep=self.keep).then(activate)
         y = layer(y, conv="conv2", norm="norm2").then(activate)
         y = layer(y, conv="conv3", norm="norm3")
-        shortcut = layer(images, conv="shortcut_conv", norm="shortcut_norm", window=1)
+        shortcut = layer(images, conv="shortcut_conv", norm="shortcut_norm", window=1, keep=False)
         return y.then(lambda y, x: activate(max_pool(y + x)), shortcut).compute(self.piece)
 
 

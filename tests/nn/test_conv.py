@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from maml_jax.nn import conv as module
+from maml_jax.nn import winograd
 from maml_jax.nn.conv import conv, conv_same
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -151,8 +152,37 @@ def test_lowerings_agree(groups):
     """The kernels for other platforms are exact too; here they can only run on this one."""
     padding = ((1, 1), (0, 2))
     x, kernel, y = draw((groups, 2, 5, 4, 3)), draw((groups, 3, 3, 3, 2), 1), draw((groups, 2, 5, 4, 2), 2)
-    assert_same(module._conv_default(x, kernel, padding=padding), module._conv_cpu(x, kernel, padding=padding))
+    for images, flipped in ((x, False), (y, True)):
+        how = {"padding": padding, "flipped": flipped}
+        assert_same(module._conv_default(images, kernel, **how), module._conv_cpu(images, kernel, **how))
     assert_same(module._wgrad_default(x, y, padding=padding), module._wgrad_cpu(x, y, padding=padding))
+
+
+@pytest.mark.parametrize("cache", [2**24, 2**12])
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 2), (2, 1)), ((0, 0), (0, 0))])
+def test_winograd_is_the_same_convolution(padding, cache, monkeypatch):
+    """For odd sides and even ones, all images at once and in groups, and its window transformed in both ways."""
+    monkeypatch.setattr(winograd, "_CACHED", cache)
+    x, kernel = operands(batch=4, size=(7, 6), channels=(3, 5))
+    images, y = draw((4, 7, 6, 5), 2), module._conv_xla(x, kernel, padding, False)
+
+    def all_three(conv, weight_gradient):
+        forms = lambda: (conv(x, kernel, padding, False), conv(images, kernel, padding, True))  # noqa: E731
+        return jax.jit(lambda: (*forms(), weight_gradient(x, y, padding)))()
+
+    def direct_gradient(x, y, padding):
+        return module._wgrad_default(x[None], y[None], padding=padding)[0]
+
+    assert_same(all_three(winograd.conv, winograd.weight_gradient), all_three(module._conv_xla, direct_gradient))
+    assert len(winograd._grouped(x, 42, kernel.shape)) == (1 if cache == 2**24 else 4)
+
+
+def test_wide_float32_convolutions_take_the_winograd_form():
+    x, kernel = jnp.zeros((1, 4, 4, 64), jnp.float32), jnp.zeros((3, 3, 64, 64), jnp.float32)
+    multiplications = lambda x, kernel: jax.jit(conv).lower(x, kernel).as_text().count("dot_general")  # noqa: E731
+    assert multiplications(x, kernel) >= 16
+    assert multiplications(x[..., :32], kernel[:, :, :32]) == 0
+    assert multiplications(x.astype(jnp.float64), kernel.astype(jnp.float64)) == 0
 
 
 def test_float32_takes_the_fast_path_and_agrees():
