@@ -2,8 +2,8 @@
 
 A tile of 2x2 results comes from 4x4 pixels d and the window g as Aᵀ [(G g Gᵀ) ∘ (Bᵀ d B)] A, in which every matrix is
 small, constant, and of zeros, ones and halves. Summed over channels, the product ∘ is 16 matrix products of [tiles, in]
-with [in, out]. The weight gradient is the transpose of the same formula. In float32 the results of both are about three
-times as far from the exact ones as those of plain sums.
+with [in, out]. The weight gradient is the transpose of the same formula. In float32 the results of both
+differ from those of plain sums by 1e-6 or 2e-6 of the largest.
 """
 
 import jax
