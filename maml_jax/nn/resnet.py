@@ -32,6 +32,7 @@ class ResNet12(nn.Module):
         """Maps images `[batch, height, width, channels]` of at least 16 px to features `[batch, self.channels[3]]`."""
         piece = piece_of(self.piece, which)
         for i, channels in enumerate(self.channels, start=1):
+            # Convolutions of few channels, and shortcuts, cost less than to keep what they give.
             x = _PooledBlock(channels, self.norm, piece, i > 1, name=f"layer{i}")(x, which, train)
         return x.mean((1, 2))
 

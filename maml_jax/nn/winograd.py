@@ -2,8 +2,8 @@
 
 A tile of 2x2 results comes from 4x4 pixels d and the window g as Aᵀ [(G g Gᵀ) ∘ (Bᵀ d B)] A, in which every matrix is
 small, constant, and of zeros, ones and halves. Summed over channels, the product ∘ is 16 matrix products of [tiles, in]
-with [in, out]. The weight gradient is the transpose of the same formula. In float32 the results of both
-differ from those of plain sums by 1e-6 or 2e-6 of the largest.
+with [in, out]. The weight gradient is the transpose of the same formula. In float32 the results of both differ from
+those of plain sums by 1e-6 or 2e-6 of the largest.
 """
 
 import jax
@@ -84,7 +84,7 @@ def _transformed(kernel) -> Grid:
 
 
 def _grouped(x, pixels, shape):
-    """`[n, ...]` to `[groups, n / groups, ...]`, whose tiles stay in a cache, or one group if the kernel does not."""
+    """`[n, ...]` to `[groups, n / groups, ...]`, the largest groups whose tiles stay in a cache."""
     bytes_each = 4 * pixels * sum(shape[2:]) * x.dtype.itemsize
     most = max(_CACHED // bytes_each, 1)
     n = len(x)
