@@ -1,32 +1,93 @@
-"""An identity that XLA's CPU compiler does not look through.
+"""Identities that XLA's CPU compiler does not look through.
 
 XLA fuses elementwise operations into all of their consumers, and computes them there again for every element that the
-consumer writes. Where a consumer broadcasts, that is work times the broadcast. `lax.optimization_barrier` does not help
-on a CPU, where it is taken out before fusion.
+consumer writes; where a consumer broadcasts, that is work times the broadcast. And what is to be computed a second time
+to save memory, it computes once and keeps. `lax.optimization_barrier` does not help on a CPU, where it is taken out
+before either happens.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from flax.core import lift
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-
-def materialize(x: jax.Array) -> jax.Array:
-    """Returns the float array `x`, computed once and kept; linear, of every order of derivative."""
-    return _materialize_p.bind(x)
+from maml_jax.tree import PyTree
 
 
-def _on_cpu(x):
-    # No fusion crosses a loop, and that this one ends at once is known at run time only. (Where it does not, x holds a
-    # NaN and its sum with itself holds it too.)
-    first = x.reshape(-1)[0]
-    return lax.while_loop(lambda c: c[0], lambda c: (first == first, c[1] + c[1]), (first != first, x))[1]
+def materialize(x: jax.Array, after: jax.Array | None = None) -> jax.Array:
+    """Returns the float array `x`, computed once and kept; linear, of every order of derivative.
+
+    Args:
+      x: of any shape.
+      after: a float array; if given, the result is not there before this is.
+    """
+    return _materialize_p.bind(x, (x if after is None else after).reshape(-1)[0])
+
+
+def recomputed(module: type[nn.Module]) -> type[nn.Module]:
+    """The module with only its inputs kept for the way back, where it is computed again once the cotangent is there.
+
+    As `nn.remat`, but on a CPU too. Derivatives start with one in reverse mode.
+
+    Args:
+      module: its call takes an array, then arguments that are not; its variables are float arrays. To initialise
+        them, take the module itself.
+    """
+    return nn.transforms.lift_transform(_lifted, module)
+
+
+def _lifted(call):
+    def inner(scope_of, repack, variables, rngs, x, *how):
+        def function(variables, x):
+            scope = scope_of(variables, rngs)
+            return call(scope, x, *how), repack(scope)
+
+        return _recomputed(function, variables, x)
+
+    return lift.pack(inner, (True,), (True,), (), name="recomputed")
+
+
+def _evaluate(function: Callable[[PyTree, jax.Array], Any], variables: PyTree, x: jax.Array) -> Any:
+    return function(variables, x)
+
+
+def _forward(function, variables, x):
+    out, _ = jax.vjp(function, variables, x)  # as if for derivatives, so that it has forward-mode ones too
+    return out, (variables, x)
+
+
+def _backward(function, kept, cotangents):
+    variables, x = kept
+    _, transpose = jax.vjp(function, variables, materialize(x, after=jax.tree.leaves(cotangents)[0]))
+    return transpose(cotangents)
+
+
+_recomputed = jax.custom_vjp(_evaluate, nondiff_argnums=(0,))
+_recomputed.defvjp(_forward, _backward)
+
+
+def _on_cpu(x, number):
+    # Nothing crosses a loop, and that this one ends at once, or keeps x as it is, is known at run time only.
+    unequal, equal = number != number, number == number
+    return lax.while_loop(lambda c: c[0], lambda c: (equal, jnp.where(c[0], c[1], -c[1])), (unequal, x))[1]
+
+
+def _batched(args, dims):
+    (x, number), (x_dim, number_dim) = args, dims
+    number = number if number_dim is None else number.reshape(-1)[0]  # any will do
+    return _materialize_p.bind(x, number), x_dim
 
 
 _materialize_p = Primitive("materialize")
-_materialize_p.def_impl(lambda x: x)
-_materialize_p.def_abstract_eval(lambda x: x)
-ad.deflinear2(_materialize_p, lambda ct, x: [materialize(ct)])
-batching.defvectorized(_materialize_p)
-mlir.register_lowering(_materialize_p, mlir.lower_fun(lambda x: x, multiple_results=False))
+_materialize_p.def_impl(lambda x, number: x)
+_materialize_p.def_abstract_eval(lambda x, number: x)
+ad.deflinear2(_materialize_p, lambda ct, x, number: [materialize(ct), ad.Zero(number.aval)])
+batching.primitive_batchers[_materialize_p] = _batched
+mlir.register_lowering(_materialize_p, mlir.lower_fun(lambda x, number: x, multiple_results=False))
 mlir.register_lowering(_materialize_p, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")

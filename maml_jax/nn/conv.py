@@ -28,6 +28,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from maml_jax.nn import winograd
+from maml_jax.nn.loop import sum_pieces
 from maml_jax.nn.winograd import Padding
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -220,17 +221,13 @@ def _wgrad_cpu(x, y, *, padding):
         return _each_group(lambda x, y: winograd.weight_gradient(x, y, padding), x, y)
     patches_of = _patches if x.dtype == jnp.float32 else _gathered_patches
 
-    def matrix(x, y):  # [kh * kw * c, o], summed over the places of any number of images
-        patches = patches_of(x, window, padding)
-        return patches.reshape(-1, patches.shape[-1]).T @ y.reshape(-1, y.shape[-1])
-
     def one(x, y):
-        shape = (*window, x.shape[3], y.shape[3])
-        if x.dtype != jnp.float32:
-            return matrix(x, y).reshape(shape)
-        start = jnp.zeros((window[0] * window[1] * x.shape[3], y.shape[3]), x.dtype)
-        total, _ = lax.scan(lambda total, image: (total + matrix(*image), None), start, (x, y))
-        return total.reshape(shape)
+        def of_images(x, y):  # [kh * kw * c, o], summed over the places of any number of images
+            patches = patches_of(x, window, padding)
+            return patches.reshape(-1, patches.shape[-1]).T @ y.reshape(-1, y.shape[-1])
+
+        at_once = 1 if x.dtype == jnp.float32 else len(x)
+        return sum_pieces(of_images, (x, y), at_once).reshape(*window, x.shape[3], y.shape[3])
 
     return _each_group(one, x, y)
 

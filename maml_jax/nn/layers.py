@@ -81,8 +81,10 @@ def conv_norm(
 
     def measure(rising):
         if not pool:
-            x = convolved if again else Lazy.of(convolved.compute(parent.piece))
-            return x.compute(parent.piece, image_moments), x
+            if again:
+                return convolved.compute(parent.piece, image_moments), convolved
+            x, moments = convolved.compute_and(parent.piece, image_moments)
+            return moments, Lazy.of(x)
         # A window's largest entry comes out largest, or its smallest where the channel's scale is negative.
         sign = jnp.broadcast_to(jnp.where(rising, 1, -1).astype(like.dtype), (len(like), 1, 1, like.shape[-1]))
         pooled = lambda x, sign: sign * max_pool(sign * x)  # noqa: E731

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from maml_jax.nn.loop import largest_divisor, length, map_pieces, put, room, take
 from maml_jax.nn.norm import Pass
 from maml_jax.tree import PyTree
 
@@ -63,12 +64,15 @@ class Lazy(NamedTuple):
 
     def compute(self, size: int, function: Callable[[jax.Array], PyTree] = lambda x: x) -> PyTree:
         """The images, or `function` of them, those of a piece taking at most `size` bytes; 0: all at once."""
-        most = self.at_once(size)
-        return piecewise(lambda *inputs: function(self.function(*inputs)), self.inputs, most)
+        return piecewise(lambda *inputs: function(self.function(*inputs)), self.inputs, self.at_once(size))
+
+    def compute_and(self, size: int, after: Callable[[jax.Array], PyTree]) -> tuple[jax.Array, PyTree]:
+        """The images, and `after` of them, whose derivatives take the images from memory."""
+        return piecewise_and(self.function, after, self.inputs, self.at_once(size))
 
     def at_once(self, size: int) -> int:
         """How many images take at most `size` bytes, but at least 1; all of them if that is 0."""
-        batch = len(jax.tree.leaves(self.inputs)[0])
+        batch = length(self.inputs)
         return min(max(size // self.image_bytes, 1), batch) if size else batch
 
 
@@ -84,69 +88,62 @@ def piecewise(function: Callable[..., PyTree], inputs: tuple[PyTree, ...], most:
       inputs: arrays `[batch, ...]`.
       most: in a piece, which is a divisor of the batch.
     """
-    batch = len(jax.tree.leaves(inputs)[0])
-    size = max(n for n in range(1, min(most, batch) + 1) if batch % n == 0)
-    if size == batch:
-        return function(*inputs)
-    pieces = jax.tree.map(lambda a: a.reshape(batch // size, size, *a.shape[1:]), inputs)
-    function, shared = jax.closure_convert(function, *jax.tree.map(lambda a: a[0], pieces))
-    out = _loop(function, pieces, shared)
-    return jax.tree.map(lambda a: a.reshape(batch, *a.shape[2:]), out)
+    return piecewise_and(function, None, inputs, most)[0]
+
+
+def piecewise_and(
+    function: Callable[..., PyTree], after: Callable[[PyTree], PyTree] | None, inputs: tuple[PyTree, ...], most: int
+) -> tuple[PyTree, PyTree]:
+    """Two things: y = `function(*inputs)` and `after(y)`, a piece after the other; see `piecewise`.
+
+    On the way back y is there, and not computed anew for the derivatives of `after`, a function of nothing else; and no
+    second cotangent of the size of y is made.
+    """
+    size = largest_divisor(length(inputs), most)
+    if size == length(inputs):
+        return _both(function, after)(*inputs)
+    function, shared = jax.closure_convert(function, *take(inputs, 0, size))
+    return _loop(function, after, size, inputs, shared)
+
+
+def _both(function, after):
+    def both(*inputs):
+        y = function(*inputs)
+        return y, (after(y) if after else ())
+
+    return both
 
 
 # A rule of its own because the derived one, of a checkpointed `lax.map`, keeps a copy of what the loop reads.
 
 
-def _each(function, pieces, shared):
-    """`function(*piece, *shared)` of every piece, the first axis of all in `pieces`."""
-
-    def one(i, out):
-        return _put(out, i, function(*_take(pieces, i), *shared))
-
-    like = jax.eval_shape(function, *_take(pieces, 0), *shared)
-    return lax.fori_loop(0, _count(pieces), one, _room(like, pieces, shared))
+def _each(function, after, size, inputs, shared):
+    both = _both(function, after)
+    return map_pieces(lambda *piece: both(*piece, *shared), inputs, size)
 
 
-def _each_forward(function, pieces, shared):
-    return _each(function, pieces, shared), (pieces, shared)
+def _each_forward(function, after, size, inputs, shared):
+    y, more = _each(function, after, size, inputs, shared)
+    return (y, more), (inputs, shared, y if after else ())
 
 
-def _each_backward(function, kept, cotangents):
-    pieces, shared = kept
+def _each_backward(function, after, size, kept, cotangents):
+    inputs, shared, y = kept
 
     def one(i, carry):
-        for_pieces, total = carry
-        _, transpose = jax.vjp(lambda piece, shared: function(*piece, *shared), _take(pieces, i), shared)
-        for_piece, for_shared = transpose(_take(cotangents, i))
-        return _put(for_pieces, i, for_piece), jax.tree.map(jnp.add, total, for_shared)
+        for_inputs, total = carry
+        for_y, for_more = take(cotangents, i, size)
+        if after:
+            _, transpose = jax.vjp(after, take(y, i, size))
+            for_y = jax.tree.map(jnp.add, for_y, *transpose(for_more))
+        _, transpose = jax.vjp(lambda piece, shared: function(*piece, *shared), take(inputs, i, size), shared)
+        for_piece, for_shared = transpose(for_y)
+        return put(for_inputs, i, for_piece, size), jax.tree.map(jnp.add, total, for_shared)
 
-    start = _room(_take(pieces, 0), pieces, cotangents), jax.tree.map(jnp.zeros_like, shared)
-    return lax.fori_loop(0, _count(pieces), one, start)
+    batch = length(inputs)
+    start = room(inputs, batch, (inputs, cotangents)), jax.tree.map(jnp.zeros_like, shared)
+    return lax.fori_loop(0, batch // size, one, start)
 
 
-_loop = jax.custom_vjp(_each, nondiff_argnums=(0,))
+_loop = jax.custom_vjp(_each, nondiff_argnums=(0, 1, 2))
 _loop.defvjp(_each_forward, _each_backward)
-
-
-def _count(pieces):
-    return len(jax.tree.leaves(pieces)[0])
-
-
-def _take(pieces, i):
-    return jax.tree.map(lambda a: a[i], pieces)
-
-
-def _put(pieces, i, piece):
-    return jax.tree.map(lambda a, b: a.at[i].set(b), pieces, piece)
-
-
-def _room(piece, pieces, others):
-    """Memory for as many of `piece` as there are `pieces`, filled with anything.
-
-    With zeros, as in `lax.map`, all loops would start from a copy of the same ones, which are there all the time, and
-    these copies could be made long before they are needed. With a number that is known only when the loop can start,
-    they are not.
-    """
-    number = sum(leaf.reshape(-1)[0] for leaf in jax.tree.leaves((pieces, others)))
-    shape = lambda a: (_count(pieces), *a.shape)  # noqa: E731
-    return jax.tree.map(lambda a: jnp.broadcast_to(number.astype(a.dtype), shape(a)), piece)

@@ -7,7 +7,7 @@ import pytest
 
 from maml_jax.nn import model
 from maml_jax.nn.norm import Pass
-from maml_jax.nn.pieces import Lazy, piecewise
+from maml_jax.nn.pieces import Lazy, piecewise, piecewise_and
 
 
 @pytest.mark.parametrize(("most", "size"), [(1, 1), (3, 3), (4, 3), (5, 3), (6, 6), (100, 6)])
@@ -22,6 +22,24 @@ def test_a_piece_is_the_largest_divisor_of_the_batch_that_is_allowed(most, size)
     out = piecewise(double, (x, (x, x + 1)), most)
     np.testing.assert_array_equal(out["sum"], 4 * x + 1)
     assert set(seen) == {size}
+
+
+@pytest.mark.parametrize("most", [2, 6])
+def test_what_comes_after_a_piece_has_the_derivatives_it_has_after_all(most, x64):
+    x, weight = jnp.linspace(-1, 1, 12).reshape(6, 2), jnp.asarray(0.3)
+
+    def loss(pieces, x, weight):
+        y, sums = pieces(x, weight)
+        return jnp.sum(jnp.tanh(y)) + jnp.sum(jnp.cos(sums))
+
+    function, after = lambda x, weight: jnp.sin(weight * x), lambda y: (y**3).sum(1)
+    whole = lambda x, weight: (function(x, weight), after(function(x, weight)))  # noqa: E731
+    parts = lambda x, weight: piecewise_and(lambda x: function(x, weight), after, (x,), most)  # noqa: E731
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12),
+        (parts(x, weight), jax.grad(loss, (1, 2))(parts, x, weight)),
+        (whole(x, weight), jax.grad(loss, (1, 2))(whole, x, weight)),
+    )
 
 
 def test_lazy_images_know_their_size_and_come_from_several_others():
