@@ -61,7 +61,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.inner.positive_rates = False  # keep learned rates > 0, by learning their logarithms
     c.inner.first_order = False  # FOMAML: inner gradients are constants to the outer loop
     c.inner.checkpoint = "step"  # recompute activations: memory flat in steps; nested: parameters too; none: nothing
-    c.inner.forward_over_reverse = False  # another way to the same meta-gradient, leaner for deep encoders
+    c.inner.forward_over_reverse = False  # another way to the same meta-gradient
 
     c.outer = ml_collections.ConfigDict()  # the meta-update
     c.outer.optimizer = "adam"  # adam, sgd or rmsprop

@@ -70,6 +70,7 @@ ROWS = {
     **{f"memory_steps_{n}": Row(tasks=1, steps=n, turn=1) for n in (1, 5, 10, 20, 100)},
     "memory_steps_100_nested": Row(tasks=1, steps=100, turn=1, ours="nested", against="ours"),
     "plain_conv": Row(tasks=1, turn=1, against="plain_conv"),
+    "plain_conv_whole": Row(tasks=1, turn=1, ours="whole", against="plain_conv_whole"),
     "training_loop": Row(turn=10, ours="training_loop", against="ours"),
     "training_loop_host": Row(turn=10, ours="training_loop_host", against="training_loop"),
     "forward_over_reverse": Row(tasks=1, turn=1, ours="forward_over_reverse", against="ours"),

@@ -153,7 +153,7 @@ def _steps(row: Row, **how) -> Side:
     return Side(turn, peak, temporary, traced.jaxpr, len(devices))
 
 
-def _plain_conv(row: Row) -> Side:
+def _plain_conv(row: Row, **how) -> Side:
     """Our meta-steps with the convolution, and so the derivatives, that `nn.Conv` has."""
     from jax import lax
 
@@ -162,7 +162,7 @@ def _plain_conv(row: Row) -> Side:
     layers.conv_same = lambda x, kernel, stride: lax.conv_general_dilated(
         x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    return _steps(row)
+    return _steps(row, **how)
 
 
 def _training_loop(row: Row, on_host: bool = False) -> Side:
@@ -232,6 +232,7 @@ SIDES: dict[str, Callable[[Row], Side]] = {
     "forward_over_reverse": lambda row: _steps(row, forward_over_reverse=True),
     "whole": lambda row: _steps(row, piece=0),
     "plain_conv": _plain_conv,
+    "plain_conv_whole": lambda row: _plain_conv(row, piece=0),
     "training_loop": _training_loop,
     "training_loop_host": lambda row: _training_loop(row, on_host=True),
 }
