@@ -14,7 +14,7 @@ from maml_jax.meta.parallel import BACKENDS
 from maml_jax.meta.rates import KINDS as RATES
 from maml_jax.nn.loss import LOSSES
 from maml_jax.nn.model import ENCODERS, HEADS
-from maml_jax.nn.norm import mode_of
+from maml_jax.nn.norm import Normalization
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -117,7 +117,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         value = fields[field]
         if not holds(value):
             raise ConfigError(f"{field}={value!r} {rule}; set it with --config.{field}=VALUE")
-    mode_of(config.model.norm, "")  # raises if malformed
+    Normalization.parse(config.model.norm)  # raises if malformed
     p = config.parallel
     if p.process >= p.processes:
         raise ConfigError(f"parallel.process={p.process} must be less than parallel.processes={p.processes}")

@@ -17,6 +17,7 @@ from maml_jax.data.stream import Feed, Images, episode
 from maml_jax.files import write_whole
 from maml_jax.meta.outer import task_loss
 from maml_jax.meta.parallel import AXIS, my_share, replicate, spread
+from maml_jax.nn.norm import Normalization
 from maml_jax.tree import PyTree
 
 _TASKS_PER_CALL = 25
@@ -128,7 +129,7 @@ def write(workdir: Path, config: ml_collections.ConfigDict, evaluation: Evaluati
             "inner_steps": e.steps,
             "augment": e.augment,
             "norm": config.model.norm,
-            "transductive": "batch" in config.model.norm,
+            "transductive": Normalization.parse(config.model.norm).transductive,
             "checkpoint": e.checkpoint,
             "step": step,
             "seed": config.seed,

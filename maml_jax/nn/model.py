@@ -1,59 +1,25 @@
 """The few-shot classifier: an encoder and a head as pure functions of parameters and normalisation statistics."""
 
 import dataclasses
-import re
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from maml_jax import tree
-from maml_jax.nn.convnet import ConvNet
+from maml_jax.meta.learner import Pass, Phase
+from maml_jax.nn import encoders
+from maml_jax.nn.classifier import Classifier
+from maml_jax.nn.encoders import ENCODERS
 from maml_jax.nn.head import LinearHead
 from maml_jax.nn.loss import LOSSES, Loss, cross_entropy
-from maml_jax.nn.mlp import MLP
-from maml_jax.nn.norm import CONTEXT, LASTING, PER_STEP, Pass, at_least_float32, mode_of
-from maml_jax.nn.resnet import ResNet12, ResNet18
+from maml_jax.nn.norm import Normalization
 from maml_jax.tree import PyTree
 
-_NARROW, _WIDE = (64, 128, 256, 512), (64, 160, 320, 640)
+__all__ = ["ENCODERS", "HEADS", "Classifier", "Model", "build"]
 
-
-def _residual(module, channels, **attributes):
-    """Makes a residual encoder whose first block has `width` channels, the others in the given proportion."""
-    return lambda width, *how: module(tuple(c * (width or 64) // 64 for c in channels), *how, **attributes)
-
-
-# By name: (width, norm, piece) -> module. A width of 0 is the encoder's own.
-ENCODERS = {
-    "convnet4": lambda width, norm, piece: ConvNet(width or 32, norm, piece=piece),
-    "wide_convnet4": lambda width, norm, piece: ConvNet(width or 64, norm, piece=piece),
-    "resnet12": _residual(ResNet12, _NARROW),
-    "wide_resnet12": _residual(ResNet12, _WIDE),
-    "resnet18": _residual(ResNet18, _NARROW),
-    "wide_resnet18": _residual(ResNet18, _WIDE),
-    "resnet18_standard": _residual(ResNet18, _NARROW, blocks=2),
-    "mlp": lambda width, *_: MLP(width or 40),
-}
 HEADS = ("meta", "zero")
 _ZEROED = ("kernel", "bias")  # of the head, if it starts at zero
-
-
-class Classifier(nn.Module):
-    """An encoder with a head; parameters are named 'encoder/...' and 'head/...'.
-
-    Attributes:
-      encoder: maps images to features.
-      head: maps features to logits.
-    """
-
-    encoder: nn.Module
-    head: nn.Module
-
-    def __call__(self, x: jax.Array, which: Pass, train: bool) -> jax.Array:
-        """Maps images `[batch, height, width, channels]` to logits `[batch, way]`."""
-        features = self.encoder(x, which, train)
-        return self.head(features.astype(at_least_float32(features)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +52,7 @@ class Model:
         if self.zero_head:
             head = {name: leaf for name, leaf in params["head"].items() if name not in _ZEROED}
             params = {"encoder": params["encoder"], "head": head}
-        return params, self.lasting_stats(variables.get("batch_stats", {}))
+        return params, self.lasting_stats(_all_stats(variables))
 
     def episode_params(self, params: PyTree) -> PyTree:
         """Where adaptation starts: the model's meta-parameters, completed by zeros where they hold no head."""
@@ -99,15 +65,17 @@ class Model:
 
     def episode_stats(self, stats: PyTree) -> PyTree:
         """The statistics an episode starts with: those given where they last, elsewhere mean 0 and variance 1."""
-        shapes = jax.eval_shape(self._variables, jax.random.key(0)).get("batch_stats", {})
+        shapes = _all_stats(self._shapes())
         fresh = tree.map_named(
             lambda name, s: (jnp.ones if name.endswith("var") else jnp.zeros)(s.shape, s.dtype), shapes
         )
-        return tree.merge(stats, tree.partition(fresh, self._lasts)[1])
+        lasting = set(tree.names(self._shapes().get("lasting_stats", {})))
+        return tree.merge(stats, tree.partition(fresh, lambda name: name in lasting)[1])
 
     def lasting_stats(self, stats: PyTree) -> PyTree:
         """What remains of an episode's statistics: those of `global` and `per_step` layers, None elsewhere."""
-        return tree.partition(stats, self._lasts)[0]
+        lasting = set(tree.names(self._shapes().get("lasting_stats", {})))
+        return tree.partition(stats, lambda name: name in lasting)[0]
 
     def apply(
         self, params: PyTree, stats: PyTree, x: jax.Array, which: Pass, train: bool, step: int | jax.Array = 0
@@ -126,38 +94,38 @@ class Model:
         Returns:
           Logits `[batch, way]`, and the statistics after this pass.
         """
-        x = x.astype(jnp.bfloat16) if self.half else x
-        row = jnp.clip(step, 0, max(self.steps - 1, 0))
-
-        def pick(name, leaf):
-            return leaf[row] if self._is_per_step(name) else leaf
-
-        def put(name, leaf, new):
-            return leaf.at[row].set(new) if self._is_per_step(name) else new
-
-        variables = {"params": tree.map_named(pick, params), "batch_stats": tree.map_named(pick, stats)}
-        logits, state = self.classifier.apply(variables, x, which, train, mutable=["batch_stats"])
-        return logits, tree.map_named(put, stats, state.get("batch_stats", {}))
+        lasting, others = self.lasting_stats(stats), stats
+        variables = {"params": params, "lasting_stats": lasting, "batch_stats": others}
+        logits, state = self.classifier.apply(
+            variables, x, Phase(which, train, step), mutable=["batch_stats", "lasting_stats"]
+        )
+        lasting = set(tree.names(self._shapes().get("lasting_stats", {})))
+        chosen = {
+            kind: dict(zip(tree.names(leaves), jax.tree.leaves(leaves), strict=True)) for kind, leaves in state.items()
+        }
+        return logits, tree.map_named(
+            lambda name, _: chosen["lasting_stats" if name in lasting else "batch_stats"][name], stats
+        )
 
     @property
     def has_context(self) -> bool:
         """Whether the query pass needs a context pass before it."""
-        return any(mode in self.norm for mode in CONTEXT)
+        return self.classifier.uses_context
 
-    def _lasts(self, name: str) -> bool:
-        return mode_of(self.norm, name.rpartition("/")[0]) in LASTING
-
-    def _is_per_step(self, name: str) -> bool:
-        layer = name.rpartition("/")[0]
-        return re.search(r"norm\d*$", layer) is not None and mode_of(self.norm, layer) in PER_STEP
+    def _shapes(self) -> PyTree:
+        return jax.eval_shape(self._variables, jax.random.key(0))
 
     def _variables(self, key: jax.Array) -> PyTree:
-        variables = self.classifier.init(key, jnp.zeros((1, *self.image_shape)), Pass.SUPPORT, True)
+        return self.classifier.init(key, jnp.zeros((1, *self.image_shape)), Phase(Pass.SUPPORT, True))
 
-        def repeat(name, leaf):
-            return jnp.repeat(leaf[None], self.steps, 0) if self._is_per_step(name) else leaf
 
-        return {kind: tree.map_named(repeat, leaves) for kind, leaves in variables.items()}
+def _all_stats(variables):
+    """Statistics of both collections, in one tree."""
+    flat = {
+        **flatten_dict(variables.get("batch_stats", {})),
+        **flatten_dict(variables.get("lasting_stats", {})),
+    }
+    return unflatten_dict(flat)
 
 
 def build(
@@ -190,5 +158,6 @@ def build(
       steps: inner steps in training, for `per_step` layers.
       piece: see `ConvNet`.
     """
-    classifier = Classifier(ENCODERS[encoder](width, norm, piece), LinearHead(way, temperature, learn_temperature))
+    body = encoders.encoder(encoder, width, Normalization.parse(norm, steps))
+    classifier = Classifier(body, LinearHead(way, temperature, learn_temperature), piece, half)
     return Model(classifier, norm, head == "zero", image_shape, half, LOSSES[loss], steps)
