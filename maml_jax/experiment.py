@@ -1,5 +1,6 @@
 """From a configuration to the pieces it describes."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -156,11 +157,10 @@ def normalization(config: ml_collections.ConfigDict) -> Statistics | None:
     return statistics
 
 
-def stored_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def stored_data(config: ml_collections.ConfigDict) -> data.DataSettings:
     """`config.data` as the store is built from it: its `image_size` is that of the stored images."""
-    settings = config.data.copy_and_resolve_references()
-    settings.image_size = settings.stored_size or settings.image_size
-    return settings
+    settings = {field.name: config.data[field.name] for field in dataclasses.fields(data.DataSettings)}
+    return data.DataSettings(**{**settings, "image_size": config.data.stored_size or config.data.image_size})
 
 
 def image_shape(config: ml_collections.ConfigDict, images: Images) -> tuple[int, int, int]:

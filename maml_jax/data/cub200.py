@@ -7,9 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from maml_jax.data import folder
+from maml_jax.data.archive import Tree
+from maml_jax.data.augment import IMAGENET_STATISTICS
+from maml_jax.data.dataset import DataSet
 from maml_jax.data.download import Download
+from maml_jax.data.layout import by_last_folder
+from maml_jax.data.lists import listed
 from maml_jax.data.source import SPLITS, MissingFiles, Source, published_split
-from maml_jax.data.tree import Tree
+from maml_jax.data.split import Listing
 from maml_jax.errors import ConfigError
 
 VERSION = 1
@@ -59,20 +64,20 @@ def source(root: str | os.PathLike[str], split: str = "", image_size: int = 84) 
     return folder.image_source(f"cub200-{split}-{image_size}", tree, listing, image_size, fingerprint)
 
 
-def _closerlook(tree: Tree) -> folder.Listing:
+def _closerlook(tree: Tree) -> Listing:
     return _by_number(tree, {n: ("train", "val", "train", "test")[(n - 1) % 4] for n in range(1, 201)})
 
 
-def _feat(tree: Tree) -> folder.Listing:
-    if listing := folder.listed(tree):
+def _feat(tree: Tree) -> Listing:
+    if listing := listed(tree):
         return listing
     return _by_number(tree, {int(n): split for split, numbers in published_split("cub_feat").items() for n in numbers})
 
 
-def _by_number(tree: Tree, split_of: Mapping[int, str]) -> folder.Listing:
+def _by_number(tree: Tree, split_of: Mapping[int, str]) -> Listing:
     """Returns the images of class folders, whose split the number says that their name begins with."""
     listing: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
-    for name, found in folder.by_last_folder(tree).items():
+    for name, found in by_last_folder(tree).items():
         if (match := _CLASS.match(name)) and int(match[1]) in split_of:
             listing[split_of[int(match[1])]][name] = found
     if not any(listing.values()):
@@ -83,6 +88,16 @@ def _by_number(tree: Tree, split_of: Mapping[int, str]) -> folder.Listing:
 def _missing(root: Path) -> MissingFiles:
     return MissingFiles(
         f"CUB-200-2011 is not in {root.absolute()}: it needs {ARCHIVE.file}, or the images in class folders such as "
-        "images/001.Black_footed_Albatross; get it from https://www.vision.caltech.edu/datasets/cub_200_2011/ and set "
-        "--config.data.dir=FOLDER"
+        "images/001.Black_footed_Albatross; get it from https://www.vision.caltech.edu/datasets/cub_200_2011/",
+        {"data.dir": "FOLDER"},
     )
+
+
+DATA_SET = DataSet(
+    "cub200",
+    lambda data, root: source(root, data.split, data.image_size),
+    TERMS,
+    IMAGENET_STATISTICS,
+    {"train": 100, "val": 50, "test": 50},
+    (ARCHIVE,),
+)

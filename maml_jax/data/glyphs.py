@@ -11,6 +11,7 @@ import functools
 
 import numpy as np
 
+from maml_jax.data.dataset import DataSet
 from maml_jax.data.source import ClassImages, Source
 
 VERSION = 1
@@ -150,3 +151,10 @@ def _ink(points: np.ndarray, radii: np.ndarray, image_size: int) -> np.ndarray:
         np.minimum(nearest, squared[:, i, 1, :, None] + squared[:, i, 0, None, :], out=nearest)
     edge = (radii.astype(np.float32)[:, None, None] - np.sqrt(nearest)) * image_size + 0.5
     return np.round(255 * np.clip(edge, 0, 1)).astype(np.uint8)
+
+
+DATA_SET = DataSet(
+    "glyphs",
+    lambda data, root: source(data.image_size, seed=data.split_seed),
+    "Drawn by this program; no terms.",
+)

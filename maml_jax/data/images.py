@@ -11,14 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
+from maml_jax.data.archive import Tree
 from maml_jax.data.source import ClassImages
-from maml_jax.data.tree import Tree
 from maml_jax.errors import DataError
 
 _MODES = {1: "L", 3: "RGB"}
 """Pillow's mode for a number of channels."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
-"""Those of `tree.IMAGE_SUFFIXES`. Pillow goes by the content, and runs other programs for some formats, such as EPS."""
+"""Those of `archive.IMAGE_SUFFIXES`. Pillow goes by the content, and runs programs for some formats, such as EPS."""
 _DEEP_MODES = ("I", "F")
 """How the modes begin whose pixels have more than 8 bits: converting them would cut them off at 255."""
 

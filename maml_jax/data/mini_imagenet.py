@@ -10,8 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from maml_jax.data import arrays, folder
+from maml_jax.data.archive import Folder
+from maml_jax.data.augment import IMAGENET_STATISTICS
+from maml_jax.data.dataset import DataSet
+from maml_jax.data.layout import split_folders
+from maml_jax.data.lists import listed
 from maml_jax.data.source import SPLITS, LazySplits, MissingFiles, Source, stamp
-from maml_jax.data.tree import Folder
 
 VERSION = 2
 """Raise it with any change to the pixels or the classes' names, so that stores are built anew."""
@@ -58,8 +62,8 @@ def source(root: str | os.PathLike[str], image_size: int = 84) -> Source:
     tree = Folder(root)
     if root.is_dir():
         for form in (
-            functools.partial(folder.listed, tree, ("", "ravi_")),
-            functools.partial(folder.split_folders, tree),
+            functools.partial(listed, tree, ("", "ravi_")),
+            functools.partial(split_folders, tree),
         ):
             if len(listing := form()) == len(SPLITS):
                 fingerprint = {"version": VERSION, "files": [tree.stamp()]}
@@ -73,6 +77,15 @@ def _missing(root: Path, pickles: Mapping[str, Path]) -> MissingFiles:
         f"mini-ImageNet is not complete in {root.absolute()}: as pickles it lacks {', '.join(no_pickles)} (or the same "
         f"without '{_LONG_PREFIX}'); as images it needs train.csv, val.csv, test.csv and images/, or class folders in "
         "train/, val/ and test/. Get the pickles that https://github.com/kjunelee/MetaOptNet distributes, or the lists "
-        "of https://github.com/twitter-archive/meta-learning-lstm and the images of ImageNet, and set "
-        "--config.data.dir=FOLDER"
+        "of https://github.com/twitter-archive/meta-learning-lstm and the images of ImageNet",
+        {"data.dir": "FOLDER"},
     )
+
+
+DATA_SET = DataSet(
+    "mini_imagenet",
+    lambda data, root: source(root, data.image_size),
+    TERMS,
+    IMAGENET_STATISTICS,
+    {"train": 64, "val": 16, "test": 20},
+)

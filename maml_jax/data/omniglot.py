@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 
 from maml_jax.data import images
+from maml_jax.data.archive import Folder, Tree, Zip
+from maml_jax.data.dataset import DataSet
 from maml_jax.data.download import Download
 from maml_jax.data.source import SPLITS, ClassImages, LazySplits, MissingFiles, Source, read_list
-from maml_jax.data.tree import Folder, Tree, Zip
 from maml_jax.errors import ConfigError, DataError
 
 VERSION = 1
@@ -115,8 +116,8 @@ def _find_parts(root: Path) -> list[Tree]:
     if missing:
         raise MissingFiles(
             f"Omniglot needs {' and '.join(missing)} in {root.absolute()}; get them from "
-            "https://github.com/brendenlake/omniglot (python/images_background.zip and images_evaluation.zip) and set "
-            "--config.data.dir=FOLDER"
+            "https://github.com/brendenlake/omniglot (python/images_background.zip and images_evaluation.zip)",
+            {"data.dir": "FOLDER"},
         )
     return parts
 
@@ -150,3 +151,11 @@ def _image(part: Tree, member: str, size: int) -> np.ndarray:
     """Returns one image, inverted so that ink is bright: uint8 `[size, size, 1]`."""
     image = images.decode(part.read(member), "L", f"{member} in {part.path}")
     return 255 - images.to_square(image, size, Image.Resampling.LANCZOS)
+
+
+DATA_SET = DataSet(
+    "omniglot",
+    lambda data, root: source(root, data.split, data.image_size, data.split_seed),
+    TERMS,
+    downloads=ARCHIVES,
+)

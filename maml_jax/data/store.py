@@ -104,8 +104,7 @@ def build(source: Source, cache_dir: str | os.PathLike[str], progress: bool = Tr
             _write_store(source, unfinished, progress)
             _publish(unfinished, folder)
     except OSError as error:
-        way_out = "choose another folder with --config.data.cache_dir=FOLDER"
-        raise DataError(f"cannot write the store {folder}: {error}; {way_out}") from error
+        raise DataError(f"cannot write the store {folder}: {error}", {"data.cache_dir": "FOLDER"}) from error
     return folder
 
 

@@ -4,17 +4,21 @@ import difflib
 import functools
 import os
 import socket
-import struct
 import urllib.request
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from grain.experimental import TFRecordIterDataset
+
 from maml_jax.data import folder
+from maml_jax.data.dataset import DataSet
 from maml_jax.data.source import Source, stamp
+from maml_jax.data.split import JsonSplit, Listing, random_split
 from maml_jax.errors import ConfigError, DataError
 
+PREFIX = "tfds:"
 VERSION = 1
 """Raise it with any change to the pixels, so that stores are built anew."""
 TERMS = "From tensorflow-datasets; its catalogue (https://www.tensorflow.org/datasets/catalog) names origin and terms."
@@ -52,15 +56,15 @@ def source(
         raise ConfigError(f"data.split is '{split}'; choose random or a .json file, or '' for the data set's own")
     builder = _builder(name, data_dir, download)
     examples = _Examples(builder)
-    chosen = folder.JsonSplit(Path(split)) if split.endswith(".json") else None
+    chosen = JsonSplit(Path(split)) if split.endswith(".json") else None
 
-    def listing() -> folder.Listing:
+    def listing() -> Listing:
         by_split = examples.by_split()
         if chosen:
             return chosen.pick(_merged(by_split))
         together = sum(map(len, by_split.values())) > len(_merged(by_split))
         if split == "random" or together or not set(by_split) <= set(_SPLITS) or len(by_split) < 2:
-            return folder.random_split(_merged(by_split), seed, examples)
+            return random_split(_merged(by_split), seed, examples)
         return {_SPLITS[own]: classes for own, classes in by_split.items()}
 
     files = [examples.stamp(), *([chosen.stamp()] if chosen else [])]
@@ -92,19 +96,21 @@ def _builder(name: str, data_dir: str | os.PathLike[str] | None, download: bool)
     if builder.info.splits:
         return builder
     way_out = (
-        f"prepare it where TensorFlow is installed, by: tfds build {name} --file_format=array_record, and copy the "
-        "folder, or name the folder it lies in with --config.data.dir=FOLDER"
+        f"it can be prepared where TensorFlow is installed, by: tfds build {name} --file_format=array_record, and the "
+        "folder copied"
     )
     if not download:
-        raise DataError(f"{name} is not prepared in {builder.data_dir}; set --config.data.download=True, or {way_out}")
+        ways = {"data.download": True, "data.dir": "FOLDER"}
+        raise DataError(f"{name} is not prepared in {builder.data_dir}; {way_out}", ways)
     try:
         if not isinstance(builder, builders.FewShot) and not urllib.request.getproxies():
             # Without any network it would try for minutes on end to reach a host. Ours look at manual files first.
             socket.getaddrinfo("www.tensorflow.org", 443)
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # whatever its script raises
-        reason = " ".join(str(error).split())[:300]
-        raise DataError(f"tensorflow-datasets could not prepare {name}: {reason}; {way_out}") from error
+        reason = " ".join(str(getattr(error, "facts", error)).split())[:300]
+        ways = {"data.dir": "FOLDER"}
+        raise DataError(f"tensorflow-datasets could not prepare {name}: {reason}; {way_out}", ways) from error
     return builder
 
 
@@ -115,7 +121,7 @@ class _Examples:
         import tensorflow_datasets as tfds
 
         self.path = Path(builder.data_dir)
-        self._info = builder.info
+        self._builder, self._info = builder, builder.info
         features = dict(self._info.features.items()) if hasattr(self._info.features, "items") else {}
         self._image = _only(features, tfds.features.Image, self._info)
         self._label = _only(features, tfds.features.ClassLabel, self._info)
@@ -125,13 +131,16 @@ class _Examples:
             raise DataError(f"{self._info.full_name} has images of {self.channels} channels; 1 or 3 can be read")
 
     @functools.cached_property
-    def _records(self) -> dict[str, Sequence[bytes]]:
+    def _records(self) -> Mapping[str, Sequence[bytes]]:
         """The serialised examples of each of its splits."""
+        import tensorflow_datasets as tfds
+
         kind = self._info.file_format.value
-        readers = {"array_record": _open_array_records, "tfrecord": _TFRecords}
-        if kind not in readers:
+        if kind == "tfrecord":
+            return {split: _TFRecords(info) for split, info in self._info.splits.items()}
+        if kind != "array_record":
             raise DataError(f"{self.path} is in the format {kind}; array_record and tfrecord can be read")
-        return {split: readers[kind](info.filepaths) for split, info in self._info.splits.items()}
+        return self._builder.as_data_source(deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
 
     @property
     def members(self) -> list[str]:
@@ -193,33 +202,67 @@ def _merged(by_split: dict[str, dict[str, list[str]]]) -> dict[str, list[str]]:
     return dict(merged)
 
 
-def _open_array_records(files: Sequence[str]) -> Sequence[bytes]:
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-    return ArrayRecordDataSource([str(file) for file in files])
-
-
 class _TFRecords(Sequence[bytes]):
-    """TFRecord files as one sequence: each record is its length (8 bytes), a checksum (4), the content, another (4)."""
+    """The records of a split in TFRecord files: read whole once, for their checksums, and then one by one.
 
-    def __init__(self, files: Sequence[str]):
-        self._places: list[tuple[str, int, int]] = []
-        for file in map(str, files):
-            with open(file, "rb") as content:
-                size = os.fstat(content.fileno()).st_size
-                while header := content.read(12):
-                    length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size
-                    start = content.tell()
-                    if start + length + 4 > size:
-                        raise DataError(f"cannot read {file}: truncated")
-                    self._places.append((file, start, length))
-                    content.seek(start + length + 4)
+    Args:
+      info: The split's.
+
+    Raises:
+      DataError: If a file is damaged.
+    """
+
+    def __init__(self, info: Any):
+        self._places: list[tuple[str, int]] = []
+        for file, count in zip(map(str, info.filepaths), info.shard_lengths, strict=True):
+            places = list(self._check(file))
+            if len(places) != count:
+                raise DataError(f"cannot read {file}: it has {len(places)} examples instead of {count}")
+            self._places += ((file, place) for place in places)
+
+    @staticmethod
+    def _check(file: str) -> Iterator[int]:
+        """Yields where each record begins."""
+        import google_crc32c
+
+        records = iter(TFRecordIterDataset(file))
+        with open(file, "rb") as raw:
+            while True:
+                start = records.get_state()["reader_offset"]
+                try:
+                    record = next(records, None)
+                except (ValueError, OverflowError, MemoryError) as error:
+                    raise DataError(f"cannot read {file}: truncated or damaged at byte {start}") from error
+                if record is None:
+                    return
+                raw.seek(records.get_state()["reader_offset"] - 4)
+                crc = google_crc32c.value(record)
+                masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32  # TFRecord's own way of storing a checksum
+                if int.from_bytes(raw.read(4), "little") != masked:
+                    raise DataError(f"cannot read {file}: the record at byte {start} differs from its checksum")
+                yield start
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, i: int) -> bytes:
-        file, start, length = self._places[i]
-        with open(file, "rb") as content:
-            content.seek(start)
-            return content.read(length)
+        file, place = self._places[i]
+        records = iter(TFRecordIterDataset(file))
+        records.set_state({"reader_offset": place})
+        return next(records)
+
+
+def data_set(name: str) -> DataSet:
+    """Returns the data set 'tfds:<name>'."""
+    return DataSet(
+        name,
+        lambda data, root: source(
+            name.removeprefix(PREFIX),
+            data.dir or None,
+            data.image_size,
+            data.split,
+            data.split_seed,
+            data.download,
+        ),
+        TERMS,
+    )

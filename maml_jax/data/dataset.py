@@ -1,0 +1,86 @@
+"""What a data set is to this library, and what is asked of it: an entry of the table, and the user's settings."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from maml_jax.data.augment import Statistics
+from maml_jax.data.download import Download, fetch
+from maml_jax.data.source import MissingFiles, Source
+from maml_jax.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """What is asked of a data set. The fields are those of `config.data` of the same names.
+
+    Attributes:
+      name: Which data set; see `sets.data_set`.
+      dir: Folder of the raw files; '' is `datasets/<name>`.
+      download: Whether raw files that are missing may be downloaded.
+      cache_dir: Folder for built stores; '' is `cache.default_cache_dir()`.
+      image_size: Side of the stored images in pixels.
+      split: Which split of the classes, where there is a choice; '' is the data set's own.
+      split_seed: Of random splits.
+    """
+
+    name: str
+    dir: str = ""
+    download: bool = True
+    cache_dir: str = ""
+    image_size: int = 28
+    split: str = ""
+    split_seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """A data set that can be named. The module that reads it ends with its own.
+
+    Attributes:
+      name: What it is called.
+      source: Makes the source from the settings and the folder of raw files.
+      terms: Where the images come from and under which terms they may be used.
+      statistics: Published mean and standard deviation per channel of the training images; None if none are in use.
+      classes: Number of classes of each split as published; empty if there is no telling.
+      downloads: Files that can be had without more ado.
+      folder: Name of the folder of raw files; '' is the data set's own.
+    """
+
+    name: str
+    source: Callable[[DataSettings, Path], Source]
+    terms: str
+    statistics: Statistics | None = None
+    classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    downloads: tuple[Download, ...] = ()
+    folder: str = ""
+
+
+def source_of(data_set: DataSet, settings: DataSettings, progress: bool = True) -> Source:
+    """Returns the source of a data set; downloads its raw files if they are missing and can be had.
+
+    Args:
+      data_set: Which.
+      settings: What is asked of it.
+      progress: Whether to tell on standard error how far it is.
+
+    Raises:
+      ConfigError: If a setting is unusable.
+      DataError: If the raw files are missing.
+    """
+    if settings.image_size < 1:
+        raise ConfigError(f"data.image_size is {settings.image_size}; it must be at least 1 pixel")
+    if settings.split_seed < 0:
+        raise ConfigError(f"data.split_seed is {settings.split_seed}; it must not be negative")
+    root = Path(settings.dir or Path("datasets") / (data_set.folder or data_set.name)).expanduser()
+    try:
+        return data_set.source(settings, root)
+    except MissingFiles as missing:
+        if not (data_set.downloads and settings.download):
+            raise
+        try:
+            for download in data_set.downloads:
+                fetch(download, root, progress)
+        except DataError as error:
+            raise MissingFiles(f"{missing.facts} ({error.facts})", missing.settings) from error
+    return data_set.source(settings, root)
