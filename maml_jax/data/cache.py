@@ -22,15 +22,15 @@ def build_store(settings: DataSettings, progress: bool = True) -> Path:
     """Builds the store that the settings describe, or finds it.
 
     Args:
-      settings: Which data set, and how.
-      progress: Whether to tell on standard error how far it is.
+      settings: which data set, and how.
+      progress: whether to tell on standard error how far it is.
 
     Returns:
       The store's folder.
 
     Raises:
-      ConfigError: If a setting is unusable.
-      DataError: If the raw files or the store are missing or damaged.
+      ConfigError: if a setting is unusable.
+      DataError: if the raw files or the store are missing or damaged.
     """
     return store.build(make_source(settings, progress), _stores_dir(settings), progress)
 
@@ -55,9 +55,9 @@ def prepare(settings: DataSettings, progress: bool = True, check: bool = False) 
     """Builds or finds a data set's store, reads it all to verify it, and describes it.
 
     Args:
-      settings: See `build_store`, as for errors.
-      progress: Whether to tell on standard error how far it is.
-      check: Whether to do with a store that is there already, and fail if there is none.
+      settings: see `build_store`, as for errors.
+      progress: whether to tell on standard error how far it is.
+      check: whether to do with a store that is there already, and fail if there is none.
 
     Returns:
       `name`, `path`, `image_shape`, `terms` (origin and terms of use) and `splits`: for each split the number of

@@ -41,18 +41,18 @@ _OFFICIAL = "cifar-100-python"
 
 
 def source(root: str | os.PathLike[str], name: str, image_size: int = IMAGE_SIZE) -> Source:
-    """Returns CIFAR-FS or FC100 as a data set: RGB, uint8 `[600, size, size, 3]` per class, classes sorted by name.
+    """CIFAR-FS or FC100 as a data set: RGB, uint8 `[600, size, size, 3]` per class, classes sorted by name.
 
     Args:
-      root: Folder with `[CIFAR_FS_]{train,val,test}.pickle` (`FC100_` for FC100), each a dict of `data` (uint8
+      root: folder with `[CIFAR_FS_]{train,val,test}.pickle` (`FC100_` for FC100), each a dict of `data` (uint8
         `[images, 32, 32, 3]`) and `labels` (one integer per image); or with `cifar-100-python.tar.gz`, or the folder
         `cifar-100-python` that it unpacks to; or with class folders named as CIFAR-100's fine labels, at whatever
         depth, or a zip or tar archive of such, such as `cifar100.zip`. The first found is taken.
       name: 'cifar_fs' or 'fc100'.
-      image_size: Side of the images in pixels, to which they are resized, bilinearly with antialiasing.
+      image_size: side of the images in pixels, to which they are resized, bilinearly with antialiasing.
 
     Raises:
-      MissingFiles: If no form is complete. That files are undamaged shows as they are read.
+      MissingFiles: if no form is complete. That files are undamaged shows as they are read.
     """
     root = Path(root)
     pickles = arrays.find(root, {split: (f"{_PREFIXES[name]}{split}.pickle", f"{split}.pickle") for split in SPLITS})
@@ -75,7 +75,7 @@ def source(root: str | os.PathLike[str], name: str, image_size: int = IMAGE_SIZE
 
 
 def fine_labels() -> list[str]:
-    """Returns the names of CIFAR-100's fine labels, in the order of their numbers, which is the alphabet's."""
+    """The names of CIFAR-100's fine labels, in the order of their numbers, which is the alphabet's."""
     return sorted(name for names in published_split("cifar_fs").values() for name in names)
 
 
@@ -141,7 +141,7 @@ class _Official:
 
 
 def _listing(tree: Tree, name: str) -> dict[str, dict[str, list[str]]]:
-    """Returns the images of class folders of CIFAR-100's names, at whatever depth."""
+    """The images of class folders of CIFAR-100's names, at whatever depth."""
     members = by_last_folder(tree)
     names = published_split(name)
     lacking = [fine for split in SPLITS for fine in names[split] if fine not in members]

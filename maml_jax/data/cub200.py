@@ -36,21 +36,21 @@ _CLASS = re.compile(r"(\d{3})\.\w")
 
 
 def source(root: str | os.PathLike[str], split: str = "", image_size: int = 84) -> Source:
-    """Returns CUB-200-2011 as a data set: RGB, uint8 `[images, size, size, 3]` per class, classes sorted by name.
+    """CUB-200-2011 as a data set: RGB, uint8 `[images, size, size, 3]` per class, classes sorted by name.
 
     Args:
-      root: Folder with `CUB_200_2011.tgz`, or with the class folders `001.Black_footed_Albatross`, ... at whatever
+      root: folder with `CUB_200_2011.tgz`, or with the class folders `001.Black_footed_Albatross`, ... at whatever
         depth. For 'feat', lists `{train,val,test}.csv` of lines `path,label`, in `fs-splits/`, in `split/` or in
         itself, go first where they are given.
       split: 'closerlook' (or ''), the split of 'A Closer Look at Few-shot Classification': of the classes numbered
         from 0, the even ones for training, i mod 4 = 1 for validation, i mod 4 = 3 for the test: 100, 50 and 50. Or
         'feat', the split of 'Few-Shot Learning via Embedding Adaptation with Set-to-Set Functions': another 100, 50
         and 50.
-      image_size: Side of the images in pixels, to which they are resized, bilinearly with antialiasing.
+      image_size: side of the images in pixels, to which they are resized, bilinearly with antialiasing.
 
     Raises:
-      ConfigError: If there is no such split.
-      MissingFiles: If there are no images. That files are undamaged shows as they are read.
+      ConfigError: if there is no such split.
+      MissingFiles: if there are no images. That files are undamaged shows as they are read.
     """
     split = split or CLASS_SPLITS[0]
     if split not in CLASS_SPLITS:
@@ -75,7 +75,7 @@ def _feat(tree: Tree) -> Listing:
 
 
 def _by_number(tree: Tree, split_of: Mapping[int, str]) -> Listing:
-    """Returns the images of class folders, whose split the number says that their name begins with."""
+    """The images of class folders, whose split the number says that their name begins with."""
     listing: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
     for name, found in by_last_folder(tree).items():
         if (match := _CLASS.match(name)) and int(match[1]) in split_of:

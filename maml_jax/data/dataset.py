@@ -15,13 +15,13 @@ class DataSettings:
     """What is asked of a data set. The fields are those of `config.data` of the same names.
 
     Attributes:
-      name: Which data set; see `sets.data_set`.
-      dir: Folder of the raw files; '' is `datasets/<name>`.
-      download: Whether raw files that are missing may be downloaded.
-      cache_dir: Folder for built stores; '' is `cache.default_cache_dir()`.
-      image_size: Side of the stored images in pixels.
-      split: Which split of the classes, where there is a choice; '' is the data set's own.
-      split_seed: Of random splits.
+      name: which data set; see `sets.data_set`.
+      dir: folder of the raw files; '' is `datasets/<name>`.
+      download: whether raw files that are missing may be downloaded.
+      cache_dir: folder for built stores; '' is `cache.default_cache_dir()`.
+      image_size: side of the stored images in pixels.
+      split: which split of the classes, where there is a choice; '' is the data set's own.
+      split_seed: of random splits.
     """
 
     name: str
@@ -38,13 +38,13 @@ class DataSet:
     """A data set that can be named. The module that reads it ends with its own.
 
     Attributes:
-      name: What it is called.
-      source: Makes the source from the settings and the folder of raw files.
-      terms: Where the images come from and under which terms they may be used.
-      statistics: Published mean and standard deviation per channel of the training images; None if none are in use.
-      classes: Number of classes of each split as published; empty if there is no telling.
-      downloads: Files that can be had without more ado.
-      folder: Name of the folder of raw files; '' is the data set's own.
+      name: what it is called.
+      source: makes the source from the settings and the folder of raw files.
+      terms: where the images come from and under which terms they may be used.
+      statistics: published mean and standard deviation per channel of the training images; None if none are in use.
+      classes: number of classes of each split as published; empty if there is no telling.
+      downloads: files that can be had without more ado.
+      folder: name of the folder of raw files; '' is the data set's own.
     """
 
     name: str
@@ -57,16 +57,16 @@ class DataSet:
 
 
 def source_of(data_set: DataSet, settings: DataSettings, progress: bool = True) -> Source:
-    """Returns the source of a data set; downloads its raw files if they are missing and can be had.
+    """The source of a data set; downloads its raw files if they are missing and can be had.
 
     Args:
-      data_set: Which.
-      settings: What is asked of it.
-      progress: Whether to tell on standard error how far it is.
+      data_set: which.
+      settings: what is asked of it.
+      progress: whether to tell on standard error how far it is.
 
     Raises:
-      ConfigError: If a setting is unusable.
-      DataError: If the raw files are missing.
+      ConfigError: if a setting is unusable.
+      DataError: if the raw files are missing.
     """
     if settings.image_size < 1:
         raise ConfigError(f"data.image_size is {settings.image_size}; it must be at least 1 pixel")

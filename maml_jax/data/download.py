@@ -24,10 +24,10 @@ class Download:
     """A file to be had.
 
     Attributes:
-      file: Its name.
-      url: Where from.
-      size: Its bytes.
-      sha256: Its SHA-256, hexadecimal.
+      file: its name.
+      url: where from.
+      size: its bytes.
+      sha256: its SHA-256, hexadecimal.
     """
 
     file: str
@@ -42,15 +42,15 @@ def fetch(download: Download, folder: Path, progress: bool = True) -> Path:
     Of several processes at once, one downloads and the others wait for it.
 
     Args:
-      download: Which.
-      folder: Where to; made if there is none.
-      progress: Whether to tell on standard error how far it is.
+      download: which.
+      folder: where to; made if there is none.
+      progress: whether to tell on standard error how far it is.
 
     Returns:
       The file.
 
     Raises:
-      DataError: If it cannot be had or written, or is not the one expected.
+      DataError: if it cannot be had or written, or is not the one expected.
     """
     file = folder / download.file
     if file.is_file():

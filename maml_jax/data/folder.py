@@ -24,10 +24,10 @@ TERMS = "Images of your own, or of whoever gave them to you."
 
 
 def source(root: str | os.PathLike[str], image_size: int, split: str = "", seed: int = 0) -> Source:
-    """Returns images of one's own as a data set: RGB, uint8 `[images, size, size, 3]`, classes sorted by name.
+    """Images of one's own as a data set: RGB, uint8 `[images, size, size, 3]`, classes sorted by name.
 
     Args:
-      root: A folder, or a zip or tar archive, in one of these forms, of which the first found is taken:
+      root: a folder, or a zip or tar archive, in one of these forms, of which the first found is taken:
 
         - `train/`, `val/` (or `valid/`, `validation/`) and `test/`, each with a folder per class;
         - lists `train.csv`, ... of lines `path,label`, where further columns and a head line are ignored and paths
@@ -37,15 +37,15 @@ def source(root: str | os.PathLike[str], image_size: int, split: str = "", seed:
         - a folder per class: 64, 16 and 20 % of the classes, drawn by `seed`.
 
         Images of a class may lie in folders below its own.
-      image_size: Side of the images in pixels; images of another size are resized, bilinearly with antialiasing, and
+      image_size: side of the images in pixels; images of another size are resized, bilinearly with antialiasing, and
         grey ones become colour.
       split: '' for the above, 'random' to draw from all classes whatever form they have, or a JSON file of classes by
         split like `splits.json`.
-      seed: Of the random split.
+      seed: of the random split.
 
     Raises:
-      ConfigError: If there is no such split.
-      DataError: If the folder has none of the forms, or a list is malformed or names what is not there.
+      ConfigError: if there is no such split.
+      DataError: if the folder has none of the forms, or a list is malformed or names what is not there.
     """
     if split not in ("", "random") and not split.endswith(".json"):
         raise ConfigError(f"data.split is '{split}'; choose random or a .json file, or '' to go by the folder")
@@ -68,11 +68,11 @@ def open_root(root: Path, *names: str) -> Tree:
     """Opens an archive, or a folder; of a folder with nothing but an archive in it, the archive.
 
     Args:
-      root: Where.
-      names: Archives that go first where they lie in the folder.
+      root: where.
+      names: archives that go first where they lie in the folder.
 
     Raises:
-      DataError: If there is nothing.
+      DataError: if there is nothing.
     """
     if root.is_dir():
         for name in names:
@@ -98,12 +98,12 @@ def image_source(
     """Makes a source of images in a tree.
 
     Args:
-      name: Of the data set and its variant, with the image size.
-      tree: Where the images are.
-      listing: Gives the images of each class of each split; only called to build a store.
-      image_size: Side of the images in pixels.
-      fingerprint: What the pixels depend on, beside name and size.
-      native: If not 0, the side that every image must come with.
+      name: of the data set and its variant, with the image size.
+      tree: where the images are.
+      listing: gives the images of each class of each split; only called to build a store.
+      image_size: side of the images in pixels.
+      fingerprint: what the pixels depend on, beside name and size.
+      native: if not 0, the side that every image must come with.
       channels: 3 for colour, 1 for grey.
     """
     listing = functools.cache(listing)

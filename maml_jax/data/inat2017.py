@@ -20,17 +20,17 @@ TERMS = (
 
 
 def source(root: str | os.PathLike[str], image_size: int = 84) -> Source:
-    """Returns meta-iNat as a data set: RGB, uint8 `[images, size, size, 3]` per class, classes sorted by label.
+    """meta-iNat as a data set: RGB, uint8 `[images, size, size, 3]` per class, classes sorted by label.
 
     There is no validation split.
 
     Args:
-      root: Folder with `images/` and `fs-splits/{train,test}.csv`, lists of lines `path,label`.
-      image_size: Side of the images in pixels, to which they are resized, bilinearly with antialiasing.
+      root: folder with `images/` and `fs-splits/{train,test}.csv`, lists of lines `path,label`.
+      image_size: side of the images in pixels, to which they are resized, bilinearly with antialiasing.
 
     Raises:
-      MissingFiles: If the lists are not there.
-      DataError: If a list is malformed or names what is not there.
+      MissingFiles: if the lists are not there.
+      DataError: if a list is malformed or names what is not there.
     """
     root = Path(root)
     tree = Folder(root)

@@ -10,13 +10,13 @@ _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": 
 
 
 def class_folders(tree: Tree, merge_splits: bool = False) -> dict[str, list[str]]:
-    """Returns the images of each class folder, sorted by name; empty folders too.
+    """The images of each class folder, sorted by name; empty folders too.
 
     Class folders lie at the root, below `images/` if there is one, or below a single folder that holds everything.
 
     Args:
-      tree: Where to look.
-      merge_splits: Whether class folders may also lie below `train/`, `val/` and `test/`.
+      tree: where to look.
+      merge_splits: whether class folders may also lie below `train/`, `val/` and `test/`.
     """
     prefix = prefix_of(tree.members)
     below = [member for member in tree.members if member.startswith(prefix)]
@@ -39,14 +39,14 @@ def by_last_folder(tree: Tree) -> dict[str, list[str]]:
 
 
 def split_folders(tree: Tree) -> dict[str, dict[str, list[str]]]:
-    """Returns the images of class folders below `train/`, `val/` and `test/`; nothing if there are no such folders."""
+    """The images of class folders below `train/`, `val/` and `test/`; nothing if there are no such folders."""
     starts = _by_split_folder(tree.members, prefix_of(tree.members))
     found = {split: _by_folder(tree.members, start) for split, start in starts.items()}
     return found if any(members for classes in found.values() for members in classes.values()) else {}
 
 
 def prefix_of(members: Iterable[str], images_too: bool = True) -> str:
-    """Returns the folder that class folders or splits lie in: '', or the single one there is, and `images/` below."""
+    """The folder that class folders or splits lie in: '', or the single one there is, and `images/` below."""
     prefix = ""
     tops = {member.partition("/")[0] for member in members if "/" in member}
     if len(tops) == 1 and (top := next(iter(tops))) not in (*_SPLIT_FOLDERS, "images"):
@@ -58,7 +58,7 @@ def prefix_of(members: Iterable[str], images_too: bool = True) -> str:
 
 
 def _by_split_folder(members: Iterable[str], prefix: str) -> dict[str, str]:
-    """Returns the folder of each split, with its prefix."""
+    """The folder of each split, with its prefix."""
     found = {}
     tops = {member.removeprefix(prefix).partition("/")[0] for member in members if "/" in member.removeprefix(prefix)}
     for folder, split in _SPLIT_FOLDERS.items():

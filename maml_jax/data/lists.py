@@ -14,14 +14,14 @@ from maml_jax.errors import DataError
 
 
 def listed(tree: Tree, prefixes: Sequence[str] = ("",)) -> dict[str, dict[str, list[str]]]:
-    """Returns the images that lists in the tree name; nothing if there are no lists.
+    """The images that lists in the tree name; nothing if there are no lists.
 
     Args:
-      tree: Where to look.
-      prefixes: What the lists' names may begin with.
+      tree: where to look.
+      prefixes: what the lists' names may begin with.
 
     Raises:
-      DataError: If a list is malformed, or names what is not there or twice.
+      DataError: if a list is malformed, or names what is not there or twice.
     """
     members, root = set(tree.members), prefix_of(tree.members, images_too=False)
     places = [f"{start}{folder}" for start in dict.fromkeys(("", root)) for folder in LIST_FOLDERS]
@@ -50,13 +50,13 @@ def _text(tree: Tree, file: str) -> io.StringIO:
 
 
 def _read_names(tree: Tree, file: str, split: str) -> dict[str, list[str]]:
-    """Returns the classes of a list of one name per line."""
+    """The classes of a list of one name per line."""
     names = sorted(line.strip() for line in _text(tree, file) if line.strip())
     return pick(class_folders(tree), {split: names}, f"{file} in {tree.path}")[split]
 
 
 def _read_csv(tree: Tree, file: str, split: str) -> dict[str, list[str]]:
-    """Returns the images of each label of a list, sorted by label."""
+    """The images of each label of a list, sorted by label."""
     find = _finder(tree)
     classes: dict[str, list[str]] = defaultdict(list)
     try:
@@ -77,7 +77,7 @@ def _read_csv(tree: Tree, file: str, split: str) -> dict[str, list[str]]:
 
 
 def _finder(tree: Tree) -> Callable[[str, str], str]:
-    """Returns what finds the member that a list means by a path."""
+    """What finds the member that a list means by a path."""
     members = set(filter(is_image, tree.members))
     prefixes = dict.fromkeys(("", "images/", prefix_of(tree.members, images_too=False), prefix_of(tree.members)))
 

@@ -39,18 +39,18 @@ _PICKLES = {
 
 
 def source(root: str | os.PathLike[str], image_size: int = 84) -> Source:
-    """Returns mini-ImageNet as a data set: RGB, uint8 `[images, size, size, 3]` per class, classes sorted by label.
+    """mini-ImageNet as a data set: RGB, uint8 `[images, size, size, 3]` per class, classes sorted by label.
 
     Args:
-      root: Folder with the pickles, `[miniImageNet_category_split_]{train_phase_train,val,test}.pickle`, each a dict of
+      root: folder with the pickles, `[miniImageNet_category_split_]{train_phase_train,val,test}.pickle`, each a dict of
         `data` (uint8 `[images, 84, 84, 3]`) and `labels` (one integer per image); or with `images/` and the lists
         `[ravi_]{train,val,test}.csv` of lines `filename,label`, which may also be in `splits/`; or with class folders
         in `train/`, `val/` and `test/`. Pickles go first, then lists.
-      image_size: Side of the images in pixels; images of another size are resized, bilinearly with antialiasing.
+      image_size: side of the images in pixels; images of another size are resized, bilinearly with antialiasing.
 
     Raises:
-      MissingFiles: If no form is complete.
-      DataError: If a list is malformed. That files are undamaged shows as they are read.
+      MissingFiles: if no form is complete.
+      DataError: if a list is malformed. That files are undamaged shows as they are read.
     """
     root = Path(root)
     name, shape = f"mini_imagenet-{image_size}", (image_size, image_size, 3)

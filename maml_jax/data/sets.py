@@ -32,10 +32,10 @@ DATA_SETS = {
 
 
 def data_set(name: str) -> DataSet:
-    """Returns the data set that `config.data.name` names: one of `DATA_SETS`, or 'tfds:<name>'.
+    """The data set that `config.data.name` names: one of `DATA_SETS`, or 'tfds:<name>'.
 
     Raises:
-      ConfigError: If there is none.
+      ConfigError: if there is none.
     """
     if name.startswith(tfds_source.PREFIX):
         return tfds_source.data_set(name)
@@ -45,5 +45,5 @@ def data_set(name: str) -> DataSet:
 
 
 def make_source(settings: DataSettings, progress: bool = True) -> Source:
-    """Returns the source that the settings describe; see `dataset.source_of`."""
+    """The source that the settings describe; see `dataset.source_of`."""
     return source_of(data_set(settings.name), settings, progress)

@@ -21,7 +21,7 @@ def random_split(classes: Mapping[str, Sequence[str]], seed: int, tree: Tree) ->
     """Deals classes out to the three splits, in `SHARES`: a function of their names and of `seed`.
 
     Raises:
-      DataError: If there are less than three.
+      DataError: if there are less than three.
     """
     return {
         split: {name: classes[name] for name in names}
@@ -30,7 +30,7 @@ def random_split(classes: Mapping[str, Sequence[str]], seed: int, tree: Tree) ->
 
 
 def random_names(names: Iterable[str], seed: int, origin: object) -> dict[str, list[str]]:
-    """Returns the names that `random_split` gives each split, sorted."""
+    """The names that `random_split` gives each split, sorted."""
     ordered = sorted(names)
     if len(ordered) < 3:
         raise DataError(f"{origin} has {len(ordered)} class folders; three splits need at least one each")
@@ -44,10 +44,10 @@ def random_names(names: Iterable[str], seed: int, origin: object) -> dict[str, l
 def pick(
     classes: Mapping[str, Sequence[str]], names: Mapping[str, Sequence[str]], origin: str
 ) -> dict[str, dict[str, Sequence[str]]]:
-    """Returns the classes that a list names for each split.
+    """The classes that a list names for each split.
 
     Raises:
-      DataError: If one is not there, or in two splits.
+      DataError: if one is not there, or in two splits.
     """
     chosen: dict[str, dict[str, Sequence[str]]] = {}
     split_of: dict[str, str] = {}
@@ -66,7 +66,7 @@ class JsonSplit:
     """A file that names the classes of each split.
 
     Raises:
-      DataError: If it cannot be read, or is malformed.
+      DataError: if it cannot be read, or is malformed.
     """
 
     def __init__(self, file: Path):
@@ -77,11 +77,11 @@ class JsonSplit:
             raise DataError(f"cannot read data.split={file}: {error}") from error
 
     def stamp(self) -> dict[str, Any]:
-        """Returns its content: what stands for it in a fingerprint."""
+        """Its content: what stands for it in a fingerprint."""
         return self._names
 
     def pick(self, classes: Mapping[str, Sequence[str]]) -> Listing:
-        """Returns the classes that it names; see `pick`."""
+        """The classes that it names; see `pick`."""
         return pick(classes, self._names, str(self._file))
 
 
@@ -89,7 +89,7 @@ def read_json(content: bytes, origin: str) -> dict[str, list[str]]:
     """Reads an object of the class names of each split.
 
     Raises:
-      DataError: If it is malformed.
+      DataError: if it is malformed.
     """
     try:
         splits = json.loads(content)

@@ -78,7 +78,7 @@ def _lock(folder: Path, wait: bool = False) -> Iterator[bool]:
     """Locks a folder, which ends with the process at the latest. Gives false where that is not possible.
 
     Raises:
-      BlockingIOError: If somebody else holds the lock, and it is not to be waited for.
+      BlockingIOError: if somebody else holds the lock, and it is not to be waited for.
     """
     if fcntl is None:
         yield False

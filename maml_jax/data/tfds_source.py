@@ -33,24 +33,24 @@ def source(
     seed: int = 0,
     download: bool = False,
 ) -> Source:
-    """Returns a data set of tensorflow-datasets: uint8 `[images, size, size, channels]` per class, sorted by label.
+    """A data set of tensorflow-datasets: uint8 `[images, size, size, channels]` per class, sorted by label.
 
     All its images count, in whichever of its own splits they are, since those do not separate classes. Where they do,
     as in the builders of `maml_jax.data.builders`, they are kept.
 
     Args:
-      name: As `tfds.builder` takes it, such as 'stanford_dogs'. It must have one image and one class label.
-      data_dir: Where prepared data sets lie; None is its own default, `~/tensorflow_datasets`. Files of the formats
+      name: as `tfds.builder` takes it, such as 'stanford_dogs'. It must have one image and one class label.
+      data_dir: where prepared data sets lie; None is its own default, `~/tensorflow_datasets`. Files of the formats
         array_record and tfrecord can be read.
-      image_size: Side of the images in pixels, to which they are resized, bilinearly with antialiasing.
+      image_size: side of the images in pixels, to which they are resized, bilinearly with antialiasing.
       split: '' for the above and else 64, 16 and 20 % of the classes, drawn by `seed`; 'random' for these in any case;
         or a JSON file of the classes of each split.
-      seed: Of the random split.
-      download: Whether to download and prepare it if it is not there. Many of its data sets need TensorFlow for that.
+      seed: of the random split.
+      download: whether to download and prepare it if it is not there. Many of its data sets need TensorFlow for that.
 
     Raises:
-      ConfigError: If the package is not installed, or there is no such data set or split.
-      DataError: If it is not prepared, or no image classification data set.
+      ConfigError: if the package is not installed, or there is no such data set or split.
+      DataError: if it is not prepared, or no image classification data set.
     """
     if split not in ("", "random") and not split.endswith(".json"):
         raise ConfigError(f"data.split is '{split}'; choose random or a .json file, or '' for the data set's own")
@@ -76,7 +76,7 @@ def source(
 
 
 def _builder(name: str, data_dir: str | os.PathLike[str] | None, download: bool) -> Any:
-    """Returns the builder of a data set that is prepared."""
+    """The builder of a data set that is prepared."""
     try:
         import tensorflow_datasets as tfds
 
@@ -148,7 +148,7 @@ class _Examples:
         return [f"{split}/{i}" for split, records in self._records.items() for i in range(len(records))]
 
     def stamp(self) -> dict[str, Any]:
-        """Returns the stamps of its files."""
+        """The stamps of its files."""
         files = sorted(Path(file) for info in self._info.splits.values() for file in info.filepaths)
         try:
             return {"files": [stamp(file) for file in files]}
@@ -156,12 +156,12 @@ class _Examples:
             raise DataError(f"{self.path} is incomplete: {error}") from error
 
     def read(self, member: str) -> bytes:
-        """Returns an image file's content."""
+        """An image file's content."""
         split, _, i = member.rpartition("/")
         return self._example(split, int(i))[self._image]
 
     def by_split(self) -> dict[str, dict[str, list[str]]]:
-        """Returns the members of each class of its own splits, sorted by label; images without a label are left out."""
+        """The members of each class of its own splits, sorted by label; images without a label are left out."""
         found = {}
         name_of = self._info.features[self._label].int2str
         for split, records in self._records.items():
@@ -183,7 +183,7 @@ class _Examples:
 
 
 def _only(features: dict[str, Any], kind: type, info: Any) -> str:
-    """Returns the name of the one feature of a kind."""
+    """The name of the one feature of a kind."""
     keys = [key for key, feature in features.items() if isinstance(feature, kind)]
     preferred = [key for key in info.supervised_keys or () if key in keys]
     if len(keys) != 1 and len(preferred) != 1:
@@ -206,10 +206,10 @@ class _TFRecords(Sequence[bytes]):
     """The records of a split in TFRecord files: read whole once, for their checksums, and then one by one.
 
     Args:
-      info: The split's.
+      info: the split's.
 
     Raises:
-      DataError: If a file is damaged.
+      DataError: if a file is damaged.
     """
 
     def __init__(self, info: Any):
@@ -253,7 +253,7 @@ class _TFRecords(Sequence[bytes]):
 
 
 def data_set(name: str) -> DataSet:
-    """Returns the data set 'tfds:<name>'."""
+    """The data set 'tfds:<name>'."""
     return DataSet(
         name,
         lambda data, root: source(

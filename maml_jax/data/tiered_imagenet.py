@@ -25,18 +25,18 @@ _FORMS = (("_images.npz", arrays.read_npz), ("_images_png.pkl", arrays.read_enco
 
 
 def source(root: str | os.PathLike[str], image_size: int = 84) -> Source:
-    """Returns tiered-ImageNet as a data set: RGB, uint8 `[images, size, size, 3]` per class, classes sorted by label.
+    """tiered-ImageNet as a data set: RGB, uint8 `[images, size, size, 3]` per class, classes sorted by label.
 
     Args:
-      root: Folder with `{train,val,test}_labels.pkl`, each a dict of `labels` (or `label_specific`, and perhaps its
+      root: folder with `{train,val,test}_labels.pkl`, each a dict of `labels` (or `label_specific`, and perhaps its
         names, `label_specific_str`), and either `{train,val,test}_images.npz`, of which `images` is uint8
         `[images, 84, 84, 3]` in the order blue, green, red, or `{train,val,test}_images_png.pkl`, each a list of PNG
         files; or with class folders in `train/`, `val/` and `test/`; or with class folders by WordNet number, as in
         ImageNet, of which others than these 608 are left out.
-      image_size: Side of the images in pixels; images of another size are resized, bilinearly with antialiasing.
+      image_size: side of the images in pixels; images of another size are resized, bilinearly with antialiasing.
 
     Raises:
-      MissingFiles: If no form is complete. That files are undamaged shows as they are read.
+      MissingFiles: if no form is complete. That files are undamaged shows as they are read.
     """
     root = Path(root)
     name, shape = f"tiered_imagenet-{image_size}", (image_size, image_size, 3)

@@ -28,8 +28,8 @@ class FewShot(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A data set of this library.
 
     Attributes:
-      DATA_SET: Its entry.
-      IMAGE_SIZE: Side of the images in pixels.
+      DATA_SET: its entry.
+      IMAGE_SIZE: side of the images in pixels.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -72,7 +72,7 @@ class FewShot(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def _raw_files(dl_manager: tfds.download.DownloadManager) -> Any:
-    """Returns the manual folder, or where downloads go if there is none."""
+    """The manual folder, or where downloads go if there is none."""
     try:
         return dl_manager.manual_dir
     except AssertionError:
