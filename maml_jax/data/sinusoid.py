@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maml_jax.data.dataset import DataSet
 from maml_jax.data.source import SPLITS
 from maml_jax.episode import Episode
 
@@ -44,3 +45,6 @@ class SinusoidTasks:
         y = amplitude * jnp.sin(x - phase)
         shot = self.shot
         return Episode(x[:shot], y[:shot], x[shot:], y[shot:], key=jax.random.fold_in(key, 2))
+
+
+DATA_SET = DataSet("sinusoid", None, "Drawn by this program; no terms.", tasks=SinusoidTasks)

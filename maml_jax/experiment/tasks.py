@@ -1,5 +1,6 @@
 """From a configuration and the stores of images to tasks."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import ml_collections
@@ -39,11 +40,10 @@ def build_tasks(
     return together.pop("train"), {**of(splits[:1], specs), **together}
 
 
-def stored_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def stored_data(config: ml_collections.ConfigDict) -> data.DataSettings:
     """`config.data` as the store is built from it: its `image_size` is that of the stored images."""
-    settings = config.data.copy_and_resolve_references()
-    settings.image_size = settings.stored_size or settings.image_size
-    return settings
+    settings = {field.name: config.data[field.name] for field in dataclasses.fields(data.DataSettings)}
+    return data.DataSettings(**{**settings, "image_size": config.data.stored_size or config.data.image_size})
 
 
 def _train_spec(config: ml_collections.ConfigDict) -> TaskSpec:
