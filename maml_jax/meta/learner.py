@@ -44,9 +44,7 @@ class Learner(Protocol):
     def init(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         """Draws the meta-parameters, and the statistics that outlive an episode."""
 
-    def start(
-        self, params: PyTree, stats: PyTree, support_x: jax.Array, support_y: jax.Array
-    ) -> tuple[PyTree, PyTree]:
+    def start(self, params: PyTree, stats: PyTree, support_x: jax.Array, support_y: jax.Array) -> tuple[PyTree, PyTree]:
         """Where an episode starts: parameters (with a head, say, of zeros or prototypes) and statistics of all layers.
 
         Args:
