@@ -13,13 +13,11 @@ trained on all tasks jointly and fine-tuned in the same way. Seed 0, mean square
     python launch.py --config configs/sinusoid.py --config.task.shot=5 --workdir runs/sinusoid_5shot
 """
 
-import ml_collections
-
-from configs import default
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = default.get_config()
+def get_config():
+    c = preset("default")
     c.data.name = "sinusoid"
     c.model.encoder = "mlp"
     c.model.loss = "squared_error"

@@ -29,7 +29,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> Evaluation | None
     """
     stored = workdir / "config.json"
     if stored.exists():
-        config_lib.check_same_run(config, config_lib.load(stored, config.copy_and_resolve_references()), workdir)
+        config_lib.check_same_run(config, config_lib.load(stored), workdir)
     experiment = _start(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
@@ -115,7 +115,7 @@ def restore(experiment: Experiment, workdir: Path) -> MetaState:
 
 def _misfit(error: DataError, config: ml_collections.ConfigDict, workdir: Path) -> DataError:
     """The error of a checkpoint that does not fit, with the settings of the model that differ from its training."""
-    trained = config_lib.load(workdir / "config.json", config.copy_and_resolve_references())
+    trained = config_lib.load(workdir / "config.json")
     old, new = config_lib.flatten(trained), config_lib.flatten(config)
     sections = ("model.", "task.way", "data.image_size", "inner.learn_rates", "inner.rates_per_step", "inner.steps")
     changed = [field for field in new if field.startswith(sections) and new[field] != old[field]]
