@@ -25,7 +25,7 @@ from maml_jax.parallel import AXIS, agreed, my_share, replicate, spread
 from maml_jax.progress import Meter, say
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """Training was asked to stop, and has written a checkpoint."""
 
 
