@@ -43,6 +43,7 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 LASTING: tuple[Mode, ...] = ("global", "per_step")  # whose statistics outlive an episode
 PER_STEP: tuple[Mode, ...] = ("per_step", "per_step_batch")  # whose parameters and statistics are a step's own
 CONTEXT: tuple[Mode, ...] = ("metabn", "tasknorm")  # whose query pass needs a context pass before it
+OPTIONAL = ("context_scale", "context_offset")  # parameters that a model trained in another mode lacks; zero at first
 TRANSDUCTIVE: tuple[Mode, ...] = ("batch", "per_step_batch")  # which normalise query images together
 
 
