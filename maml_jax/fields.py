@@ -8,7 +8,7 @@ import functools
 from typing import Any
 
 from maml_jax import rules
-from maml_jax.data import DATA_SETS, sinusoid
+from maml_jax.data import DATA_SETS
 from maml_jax.data.augment import AUGMENTATIONS
 from maml_jax.parallel import BACKENDS
 from maml_jax.meta.rates import KINDS as RATES
@@ -45,7 +45,7 @@ SECTIONS = {
     "eval": "the protocol of validation and test",
 }
 
-_DATA = one_of_or(one_of(*DATA_SETS, sinusoid.NAME), "tfds:NAME of tensorflow-datasets", r"tfds:.+")
+_DATA = one_of_or(one_of(*DATA_SETS), "tfds:NAME of tensorflow-datasets", r"tfds:.+")
 # Data sets may be added while a program runs.
 _DATA = _DATA._replace(holds=lambda value, listed=_DATA.holds: listed(value) or value in DATA_SETS)
 _ENCODER = one_of_or(one_of(*ENCODERS), "package.module:Class of your own", r"\w+(\.\w+)*:\w+")
