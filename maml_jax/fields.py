@@ -32,7 +32,6 @@ from maml_jax.rules import (
     one_of_or,
 )
 
-
 SECTIONS = {
     "": "the run",
     "data": "images and how they are shown to the model",
