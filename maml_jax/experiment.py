@@ -159,7 +159,7 @@ def normalization(config: ml_collections.ConfigDict) -> Statistics | None:
 
 def stored_data(config: ml_collections.ConfigDict) -> data.DataSettings:
     """`config.data` as the store is built from it: its `image_size` is that of the stored images."""
-    settings = {field.name: config.data[field.name] for field in dataclasses.fields(data.DataSettings)}
+    settings = {field.name: config.data[field.name] for field in dataclasses.fields(data.DataSettings) if field.name in config.data}
     return data.DataSettings(**{**settings, "image_size": config.data.stored_size or config.data.image_size})
 
 
