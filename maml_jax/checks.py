@@ -5,9 +5,9 @@ from typing import Any
 
 import ml_collections
 
-from maml_jax.data import sinusoid
+from maml_jax.data import DATA_SETS
 from maml_jax.errors import ConfigError
-from maml_jax.nn.norm import mode_of
+from maml_jax.nn.norm import Normalization
 
 
 def check_together(config: ml_collections.ConfigDict) -> None:
@@ -16,7 +16,7 @@ def check_together(config: ml_collections.ConfigDict) -> None:
     Raises:
       ConfigError: naming the fields and the way out.
     """
-    mode_of(config.model.norm, "")  # raises if malformed
+    Normalization.parse(config.model.norm)  # raises if malformed
     _check_parallel(config.parallel)
     _check_sizes(config)
     _check_regression(config)
@@ -60,7 +60,8 @@ def _check_sizes(config: ml_collections.ConfigDict) -> None:
 
 
 def _is_regression(config: ml_collections.ConfigDict) -> bool:
-    return config.data.name == sinusoid.NAME
+    """Whether the tasks are made of numbers, with no classes, and no images to tell apart."""
+    return config.data.name in DATA_SETS and DATA_SETS[config.data.name].tasks is not None
 
 
 def _check_regression(config: ml_collections.ConfigDict) -> None:

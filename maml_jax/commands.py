@@ -1,85 +1,77 @@
-"""What the verbs of the command line do, for a checked configuration and a work directory."""
+"""What the command line's verbs do, as functions of a checked configuration."""
 
 import contextlib
 import os
-import time
 from pathlib import Path
 
 import jax
 import ml_collections
 
 from maml_jax import config as config_lib
-from maml_jax import data, experiment
+from maml_jax import data, report
 from maml_jax import evaluate as evaluation
 from maml_jax import train as training
 from maml_jax.checkpoint import Checkpoints
-from maml_jax.data import sinusoid
-from maml_jax.data.store import ClassStore
-from maml_jax.data.stream import Images, place
+from maml_jax.errors import DataError
+from maml_jax.evaluate import Evaluation, Evaluator
+from maml_jax.experiment import Experiment, stored_data
 from maml_jax.files import write_whole
-from maml_jax.progress import duration, say, silence
+from maml_jax.meta.step import MetaState
+from maml_jax.progress import say, silence
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Meta-trains, going on where the run is, and evaluates.
+def train(config: ml_collections.ConfigDict, workdir: Path) -> Evaluation | None:
+    """Meta-trains, or goes on where a run stopped, and evaluates it.
 
     Raises:
-      KeyboardInterrupt: asked to stop, and the steps taken are in a checkpoint.
+      UserError: something is wrong with the configuration, the data or the work directory.
+      Interrupted: SIGINT or SIGTERM came; the steps taken are in the latest checkpoint.
     """
     stored = workdir / "config.json"
     if stored.exists():
         config_lib.check_same_run(config, config_lib.load(stored), workdir)
-    stores = _begin(config, workdir, training=True)
+    experiment = _start(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         write_whole(stored, lambda file: file.write(config_lib.to_json(config).encode()))
-    splits = ["train", "val"] if config.train.validate_every else ["train"]
-    try:
-        training.train(config, _placed(config, {split: stores[split] for split in splits}), workdir)
-    except training.Interrupted as interrupted:
-        raise KeyboardInterrupt(str(interrupted)) from interrupted
-    _evaluate(config, stores, workdir)
+    training.train(experiment, workdir)
+    return _evaluate(experiment, restore(experiment, workdir), workdir)
 
 
-def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Evaluates the run of a work directory under these settings."""
-    stores = _begin(config, workdir, training=False)
+def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> Evaluation | None:
+    """Evaluates the run in a work directory under `config`, writes and prints what came of it.
+
+    Returns:
+      The outcome; None in all processes but the first.
+
+    Raises:
+      UserError: there is no run, or it does not fit the configuration.
+    """
     config_lib.existing(workdir)
-    _evaluate(config, stores, workdir)
+    experiment = _start(config, workdir, train=False)
+    try:
+        state = restore(experiment, workdir)
+    except DataError as error:
+        raise _misfit(error, config, workdir) from error
+    return _evaluate(experiment, state, workdir)
 
 
-def _begin(config: ml_collections.ConfigDict, workdir: Path, training: bool) -> dict[str, ClassStore]:
-    """Starts JAX and opens the stores, once it is sure that they and the devices are what is needed."""
-    _start_jax(config.parallel)
+def _start(config: ml_collections.ConfigDict, workdir: Path, train: bool = True) -> Experiment:
+    """Starts JAX, opens the data and builds the experiment."""
+    start_jax(config.parallel)
     if config.model.precision == "float32":
         jax.config.update("jax_default_matmul_precision", "float32")
-    experiment.check_devices(config)
-    stores = data.open_stores(experiment.stored_data(config))
-    experiment.check_data(config, stores, training=training)
+    stores = data.open_stores(stored_data(config))
+    experiment = Experiment.of(config, stores, train)
     jax.config.update("jax_compilation_cache_dir", str(data.default_cache_dir() / "xla"))
     say(
         f"jax {jax.__version__} on {len(jax.devices())} {jax.devices()[0].device_kind} device(s), "
         f"work directory {workdir}"
     )
-    return stores
+    return experiment
 
 
-def _evaluate(config: ml_collections.ConfigDict, stores: dict[str, ClassStore], workdir: Path) -> None:
-    split = config.eval.split
-    images = _placed(config, {split: stores[split]})[split]
-    if config.data.name == sinusoid.NAME:
-        from maml_jax import regression  # draws, which takes a second to load
-
-        print(regression.evaluate(config, images, workdir))
-    else:
-        _score(config, images, workdir)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _start_jax(parallel: ml_collections.ConfigDict) -> None:
+def start_jax(parallel: ml_collections.ConfigDict) -> None:
     """Sets up the devices of this process, and its place among several.
 
     A CPU is made several devices, which take tasks side by side: on small tensors, XLA alone leaves cores idle.
@@ -94,47 +86,54 @@ def _start_jax(parallel: ml_collections.ConfigDict) -> None:
         silence()
 
 
-def _placed(config: ml_collections.ConfigDict, stores: dict[str, ClassStore]) -> dict[str, Images]:
-    images = place(stores, config.data.placement, config.data.device_share)
-    if images == stores:
-        size = sum(store.nbytes for store in stores.values())
-        say(f"the {' and '.join(stores)} images ({size / 2**30:.2f} GiB) stay on the host and are streamed")
-    return images
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _score(config: ml_collections.ConfigDict, images: Images, workdir: Path) -> None:
-    e = config.eval
-    trained = config_lib.load(workdir / "config.json")
-    like = config.copy_and_resolve_references()
-    like.model.norm = trained.model.norm
-    shape = experiment.image_shape(config, images)
+def restore(experiment: Experiment, workdir: Path) -> MetaState:
+    """What a run has learned, from the checkpoint that `testing.checkpoint` names, with a fresh optimiser's state.
+
+    Raises:
+      DataError: there is no checkpoint, it cannot be read, or it is of another model.
+    """
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        state = checkpoints.restore(e.checkpoint, training.fresh_state(like, shape))
-    if like.model.norm != config.model.norm:
-        state = training.renormalized(state, training.fresh_state(config, shape))
-    began = last = time.monotonic()
+        return checkpoints.restore_model(experiment.testing.checkpoint, experiment.fresh_state())
 
-    def progress(done):
-        nonlocal last
-        now = time.monotonic()
-        if now - last > 10:
-            last = now
-            say(f"evaluated {done} of {e.tasks} tasks, {duration((now - began) / done * (e.tasks - done))} left")
 
-    result = evaluation.Evaluator(config, images, e.split)(state.params, state.stats, e.tasks, progress)
+def _misfit(error: DataError, config: ml_collections.ConfigDict, workdir: Path) -> DataError:
+    """The error of a checkpoint that does not fit, with the settings of the model that differ from its training."""
+    trained = config_lib.load(workdir / "config.json")
+    old, new = config_lib.flatten(trained), config_lib.flatten(config)
+    sections = ("model.", "task.way", "data.image_size", "inner.learn_rates", "inner.rates_per_step", "inner.steps")
+    changed = [field for field in new if field.startswith(sections) and new[field] != old[field]]
+    if not changed:
+        return error
+    differences = ", ".join(f"{field} is {new[field]!r} and was {old[field]!r}" for field in changed)
+    return DataError(f"{error.facts}; of the settings, {differences}", {field: old[field] for field in changed})
+
+
+def _evaluate(experiment: Experiment, state: MetaState, workdir: Path) -> Evaluation | None:
+    t = experiment.testing
+    result = Evaluator(experiment, t.split)(state.params, state.stats, t.tasks, show=True)
     if jax.process_index() > 0:
-        return
-    evaluation.write(workdir, config, result, int(state.step))
+        return None
+    evaluation.write(workdir, experiment, result, int(state.step))
+    if report.is_curve(experiment):
+        report.draw_curves(experiment, state, workdir / "report" / "curves.png")
+    facts = t.facts
     print(
-        f"{e.split} accuracy {result.accuracy:.2%} ± {result.ci95:.2%} over {e.tasks} tasks, "
-        f"{e.way}-way {e.shot}-shot, {e.query} queries per class, {e.steps} inner steps, "
-        f"meta-step {int(state.step)} ({e.checkpoint})"
+        f"{t.split} {result} over {t.tasks} tasks, {facts['way']}-way {facts['shot']}-shot, {facts['query']} queries "
+        f"per class, {t.steps} inner steps, meta-step {int(state.step)} ({t.checkpoint})"
     )
+    for row in result.by_step:
+        named = (f"{name} {row[name]:.4f} ± {row[name + '_ci95']:.4f}" for name in ("loss", "accuracy") if name in row)
+        print(f"  after {row['steps']:>2} steps  " + "  ".join(named))
+    return result
 
 
 def prepare(config: ml_collections.ConfigDict, check: bool) -> None:
-    """Builds and verifies the store, or with `check` verifies the one that is there, and says what is in it."""
-    report = data.prepare(experiment.stored_data(config), check=check)
+    """Builds the data set's store, or with `check` takes the one that is there; verifies and describes it."""
+    report = data.prepare(stored_data(config), check=check)
     print(f"{report['name']}: verified {report['path']}\n{report['terms']}")
     height, width, channels = report["image_shape"]
     for split, facts in report["splits"].items():

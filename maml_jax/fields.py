@@ -8,12 +8,13 @@ import functools
 from typing import Any
 
 from maml_jax import rules
-from maml_jax.data import DATA_SETS, sinusoid
+from maml_jax.data import DATA_SETS
 from maml_jax.data.augment import AUGMENTATIONS
-from maml_jax.meta.parallel import BACKENDS
 from maml_jax.meta.rates import KINDS as RATES
+from maml_jax.nn.encoders import ENCODERS
 from maml_jax.nn.loss import LOSSES
-from maml_jax.nn.model import ENCODERS, HEADS
+from maml_jax.nn.model import STARTS
+from maml_jax.parallel import BACKENDS
 from maml_jax.rules import (
     ADDRESS,
     ANY,
@@ -43,7 +44,7 @@ SECTIONS = {
     "eval": "the protocol of validation and test",
 }
 
-_DATA = one_of_or(one_of(*DATA_SETS, sinusoid.NAME), "tfds:NAME of tensorflow-datasets", r"tfds:.+")
+_DATA = one_of_or(one_of(*DATA_SETS), "tfds:NAME of tensorflow-datasets", r"tfds:.+")
 # Data sets may be added while a program runs.
 _DATA = _DATA._replace(holds=lambda value, listed=_DATA.holds: listed(value) or value in DATA_SETS)
 _ENCODER = one_of_or(one_of(*ENCODERS), "package.module:Class of your own", r"\w+(\.\w+)*:\w+")
@@ -133,7 +134,7 @@ FIELDS = (
     tied(
         "model.head",
         "meta",
-        one_of(*HEADS, meta="its initialisation is learned", zero="at zero, with any number of ways"),
+        one_of(*STARTS, meta="its initialisation is learned", zero="at zero, with any number of ways"),
         "where the head starts",
     ),
     tied("model.temperature", 1.0, POSITIVE, "factor on the logits"),
