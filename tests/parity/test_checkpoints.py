@@ -98,7 +98,7 @@ def test_there_and_back_is_exact(tmp_path, monkeypatch, encoder, norm):
 def test_what_the_configuration_says(tmp_path):
     pth(tmp_path / "in.pth", norm=MIXED, size=36)
     assert main(["import", str(tmp_path / "in.pth"), str(tmp_path / "run")]) == 0
-    config = config_lib.load(tmp_path / "run" / "config.json", default.get_config())
+    config = config_lib.load(tmp_path / "run" / "config.json")
     assert (config.task.way, config.eval.way, config.data.image_size) == (3, 3, 32)
     assert config.model.norm == "block1=episodic, block2=global, block3=global, episodic"
     assert (config.model.head, config.model.temperature, config.model.learn_temperature) == ("meta", 2.0, False)
@@ -109,7 +109,7 @@ def test_what_the_configuration_says(tmp_path):
         "    c.data.image_size = 40\n    c.eval.shot = 5\n    return c\n"
     )
     assert main(["import", str(tmp_path / "in.pth"), str(tmp_path / "new"), "--config", str(other)]) == 0
-    config = config_lib.load(tmp_path / "new" / "config.json", default.get_config())
+    config = config_lib.load(tmp_path / "new" / "config.json")
     assert (config.data.image_size, config.eval.shot, config.data.name) == (40, 5, "glyphs")
 
 
@@ -118,7 +118,7 @@ def test_what_the_configuration_says(tmp_path):
 def test_the_checkpoint_is_one_of_training(tmp_path, kind):
     stored = pth(tmp_path / "in.pth", norm="global")
     assert main(["import", str(tmp_path / "in.pth"), str(tmp_path / "run")]) == 0
-    config = config_lib.load(tmp_path / "run" / "config.json", default.get_config())
+    config = config_lib.load(tmp_path / "run" / "config.json")
     with Checkpoints(tmp_path / "run" / "checkpoints") as folder:
         state = folder.restore(kind, train.fresh_state(config, (84, 84, 3)))
     mean = stored["encoder_state_dict"]["encoder.conv2.bn.running_mean"]
@@ -247,7 +247,7 @@ def test_a_zero_head_is_exported_as_zeros(tmp_path):
     fields = json.loads(path.read_text())
     fields["model"]["head"] = "zero"
     path.write_text(json.dumps(fields))
-    config = config_lib.load(path, default.get_config())
+    config = config_lib.load(path)
     with Checkpoints(tmp_path / "run" / "checkpoints") as folder:
         state = train.fresh_state(config, (84, 84, 3))
         folder.save("best", 400, state.replace(step=state.step + 400))
@@ -264,7 +264,7 @@ FOLDER = os.environ.get("MAML_JAX_GOLDEN")
 @pytest.mark.skipif(not FOLDER, reason="MAML_JAX_GOLDEN names no folder of golden cases")
 def test_the_originals_checkpoint_gives_the_originals_logits(tmp_path):
     assert main(["import", str(Path(FOLDER) / "reference_checkpoint.pth"), str(tmp_path / "run")]) == 0
-    config = config_lib.load(tmp_path / "run" / "config.json", default.get_config())
+    config = config_lib.load(tmp_path / "run" / "config.json")
     with Checkpoints(tmp_path / "run" / "checkpoints") as folder:
         state = folder.restore("best", train.fresh_state(config, (84, 84, 3)))
     case = golden.read_case(Path(FOLDER) / "convnet4_reproduce.npz")
