@@ -4,6 +4,9 @@
 and `predict` adapts to a new one. See the README for an example.
 """
 
+from maml_jax.config import preset
+from maml_jax.data.stream import sample_batch
+from maml_jax.data.tasks import load_tasks
 from maml_jax.episode import Episode, Tasks
 from maml_jax.errors import ConfigError, DataError, UserError
 from maml_jax.meta.inner import InnerLoop, adapt, all_but, descent, sgd
@@ -40,8 +43,11 @@ __all__ = [
     "evaluate_task",
     "init_state",
     "learner",
+    "load_tasks",
     "meta_gradient",
     "meta_step",
     "predict",
+    "preset",
+    "sample_batch",
     "sgd",
 ]

@@ -12,7 +12,7 @@ from maml_jax import data, report
 from maml_jax import evaluate as evaluation
 from maml_jax import train as training
 from maml_jax.checkpoint import Checkpoints
-from maml_jax.errors import ConfigError, DataError
+from maml_jax.errors import DataError
 from maml_jax.evaluate import Evaluation, Evaluator
 from maml_jax.experiment import Experiment, stored_data
 from maml_jax.files import write_whole
@@ -47,26 +47,13 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> Evaluation | N
     Raises:
       UserError: there is no run, or it does not fit the configuration.
     """
-    existing(workdir)
+    config_lib.existing(workdir)
     experiment = _start(config, workdir, train=False)
     try:
         state = restore(experiment, workdir)
     except DataError as error:
         raise _misfit(error, config, workdir) from error
     return _evaluate(experiment, state, workdir)
-
-
-def existing(workdir: Path) -> Path:
-    """The work directory of a run.
-
-    Raises:
-      ConfigError: there is no run in it.
-    """
-    if not (workdir / "config.json").exists():
-        raise ConfigError(
-            f"--workdir {workdir} holds no run (no config.json); train first, or name the folder of a run"
-        )
-    return workdir
 
 
 def _start(config: ml_collections.ConfigDict, workdir: Path, train: bool = True) -> Experiment:

@@ -14,6 +14,8 @@ from maml_jax.errors import ConfigError, UserError
 from maml_jax.fields import BY_NAME, FIELDS, check_value
 from maml_jax.rules import Same
 
+Config = ml_collections.ConfigDict
+
 
 def default() -> ml_collections.ConfigDict:
     """Every field with its default, locked: another name or type raises an error."""
@@ -58,8 +60,8 @@ def find(text: str) -> tuple[Path, list[str]]:
     """The file that `--config` means, and what its `get_config` is given.
 
     Args:
-      text: the name of a preset, such as 'mini_5w1s'; or a path, such as 'configs/mini_5w1s.py' (the preset, wherever one
-        stands) or 'mine.py'. What follows a colon is given to the file's `get_config`.
+      text: the name of a preset, such as 'mini_5w1s'; or a path, such as 'configs/mini_5w1s.py' (the preset, wherever
+        one stands) or 'mine.py'. What follows a colon is given to the file's `get_config`.
 
     Raises:
       ConfigError: there is no such preset or file.
@@ -177,6 +179,19 @@ def load(path: Path) -> ml_collections.ConfigDict:
     return config
 
 
+def existing(workdir: Path) -> Path:
+    """The work directory, if it holds a run.
+
+    Raises:
+      ConfigError: it does not.
+    """
+    if not (workdir / "config.json").exists():
+        raise ConfigError(
+            f"--workdir {workdir} holds no run (no config.json); train first, or name the folder of a run"
+        )
+    return workdir
+
+
 def _flat(stored: dict, prefix: str = "") -> dict[str, Any]:
     fields = {}
     for name, value in stored.items():
@@ -207,7 +222,7 @@ def check_same_run(config: ml_collections.ConfigDict, stored: ml_collections.Con
         old = flatten(stored)
         shown = ", ".join(f"{name} {found[name]}" for name in refused)
         raise ConfigError(
-            f"{workdir} holds a run with other settings ({shown}); a new run needs another --workdir, and to go on with "
-            "this one",
+            f"{workdir} holds a run with other settings ({shown}); a new run needs another --workdir, and to "
+            "go on with this one",
             {name: old[name] for name in refused},
         )

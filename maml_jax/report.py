@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
+from maml_jax.data.stream import example
 from maml_jax.experiment import Experiment
 from maml_jax.files import write_whole
 from maml_jax.meta.learner import Pass, Phase
@@ -18,7 +19,7 @@ _TASKS = 3
 
 def is_curve(experiment: Experiment) -> bool:
     """Whether the tasks are functions of one number, which can be drawn."""
-    return jax.eval_shape(_tasks, experiment).support_x.shape[2:] == (1,)
+    return example(experiment.eval_tasks[experiment.testing.split]).support_x.shape[1:] == (1,)
 
 
 def draw_curves(experiment: Experiment, state: MetaState, path: Path) -> None:

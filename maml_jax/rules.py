@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import difflib
-import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -13,11 +13,11 @@ from jax import lax
 
 from maml_jax import tree
 from maml_jax.checkpoint import Checkpoints
-from maml_jax.data.stream import Feed, sample_batch
+from maml_jax.data.stream import Feed, example, sample_batch
 from maml_jax.episode import Tasks
 from maml_jax.errors import UserError
 from maml_jax.evaluate import Evaluator
-from maml_jax.experiment import Experiment, Training, example
+from maml_jax.experiment import Experiment, Training
 from maml_jax.files import MetricsWriter, NoMetrics
 from maml_jax.meta.outer import Method
 from maml_jax.meta.step import MetaState, meta_step
@@ -25,7 +25,7 @@ from maml_jax.parallel import AXIS, agreed, my_share, replicate, spread
 from maml_jax.progress import Meter, say
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """Training was asked to stop, and has written a checkpoint."""
 
 

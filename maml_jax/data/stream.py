@@ -82,6 +82,14 @@ def as_pytree(tasks: Tasks) -> Tasks:
     return _Constant(tasks) if len(leaves) == 1 and leaves[0] is tasks else tasks
 
 
+def example(tasks: Tasks) -> Episode:
+    """Shapes and types of a task."""
+    if isinstance(tasks, HostTasks):
+        tasks = ImageTasks(tasks.spec, tasks.store.images, tasks.store.offsets.astype(np.int32))
+    index = jax.ShapeDtypeStruct((), np.int32)
+    return jax.eval_shape(lambda tasks, index: tasks.sample(index), as_pytree(tasks), index)
+
+
 def sample_batch(tasks: Tasks, indices: jax.Array) -> Episode:
     """The tasks `indices`, int32 `[tasks]`: a batch of episodes."""
     return jax.vmap(tasks.sample)(indices)

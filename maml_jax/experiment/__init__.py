@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import optax
 
 from maml_jax.data.store import ClassStore
-from maml_jax.episode import Episode, Tasks
+from maml_jax.data.stream import example
+from maml_jax.episode import Tasks
 from maml_jax.experiment.method import build_method, build_outer
 from maml_jax.experiment.tasks import build_tasks, stored_data
 from maml_jax.meta.outer import Method
@@ -18,7 +18,7 @@ from maml_jax.meta.step import MetaState, init_state
 from maml_jax.nn.norm import Normalization
 from maml_jax.parallel import check_devices, choose_devices
 
-__all__ = ["Experiment", "Testing", "Training", "example", "stored_data"]
+__all__ = ["Experiment", "Testing", "Training", "stored_data"]
 
 
 class Training(NamedTuple):
@@ -126,11 +126,6 @@ class Experiment:
         """The state that training starts from."""
         tasks = self.tasks or next(iter(self.eval_tasks.values()))
         return init_state(self.method, self.optimizer, jax.random.key(self.seed), example(tasks))
-
-
-def example(tasks: Tasks) -> Episode:
-    """Shapes and types of a task."""
-    return jax.eval_shape(tasks.sample, jax.ShapeDtypeStruct((), jnp.int32))
 
 
 def _training(config: ml_collections.ConfigDict, devices: int) -> Training:

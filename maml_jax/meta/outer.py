@@ -13,7 +13,7 @@ from maml_jax.meta.inner import InnerLoop, adapt
 from maml_jax.meta.learner import Learner, Pass, Phase
 from maml_jax.tree import PyTree
 
-_NOTHING = lambda *_: ()  # noqa: E731
+NOTHING = lambda *_: ()  # noqa: E731
 
 
 class TaskResult(NamedTuple):
@@ -60,7 +60,7 @@ class Method(Protocol):
         support_x: jax.Array,
         support_y: jax.Array,
         steps: int | None = None,
-        watch: Callable[[jax.Array, PyTree, PyTree, jax.Array], PyTree] = _NOTHING,
+        watch: Callable[[jax.Array, PyTree, PyTree, jax.Array], PyTree] = NOTHING,
     ) -> tuple[PyTree, PyTree, PyTree]:
         """At meta-test: the parameters and statistics after adaptation, and what `watch` kept; see `adapt`."""
 
@@ -138,7 +138,7 @@ class Maml:
         support_x: jax.Array,
         support_y: jax.Array,
         steps: int | None = None,
-        watch: Callable[[jax.Array, PyTree, PyTree, jax.Array], PyTree] = _NOTHING,
+        watch: Callable[[jax.Array, PyTree, PyTree, jax.Array], PyTree] = NOTHING,
     ) -> tuple[PyTree, PyTree, PyTree]:
         """See `Method.adapted`."""
         steps = self.steps if steps is None else steps
