@@ -268,9 +268,7 @@ def _bn_args(config: ml_collections.ConfigDict, encoder: str, params: PyTree) ->
     return arguments | ({"episodic": episodic} if episodic else {})
 
 
-def _stored(
-    config: ml_collections.ConfigDict, name: str, bn_args: dict[str, Any], state: MetaState
-) -> dict[str, Any]:
+def _stored(config: ml_collections.ConfigDict, name: str, bn_args: dict[str, Any], state: MetaState) -> dict[str, Any]:
     """The dictionary that the original saves; without the state of an optimiser, which it would not find its way in."""
     learner, task = _learner(config), _task(config)
     features = convert.feature_shape(learner, config.data.image_size)

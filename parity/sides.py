@@ -176,9 +176,7 @@ def _plain_conv(row: Row, **how) -> Side:
     from jax import lax
 
     def conv(x, kernel, stride):
-        return lax.conv_general_dilated(
-            x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
     return _steps(row, conv=conv, **how)
 
