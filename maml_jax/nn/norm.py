@@ -36,6 +36,7 @@ import jax
 import jax.numpy as jnp
 
 from maml_jax.errors import ConfigError
+from maml_jax.nn.kernels.moments import moments
 
 Mode = Literal["batch", "episodic", "global", "per_step", "per_step_batch", "metabn", "tasknorm"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -217,23 +218,4 @@ class BatchNorm(nn.Module):
 
 def image_moments(x: jax.Array) -> ImageMoments:
     """The moments of each of the images `[batch, height, width, channels]`."""
-    return ImageMoments(*_moments(x))
-
-
-@jax.custom_jvp
-def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance per image and channel of `[n, h, w, c]`, each `[n, c]`, at least float32."""
-    x = x.astype(at_least_float32(x))
-    mean = x.mean((1, 2))
-    return mean, jnp.square(x - mean[:, None, None]).mean((1, 2))
-
-
-@_moments.defjvp
-def _moments_jvp(primals, tangents):
-    # d Var x = 2 (E x dx - E x E dx). Nothing of the size of x has to be kept for the way back but x itself; a derived
-    # rule keeps x - E x too.
-    (x,), (dx,) = primals, tangents
-    mean, var = _moments(x)
-    x, dx = (a.astype(mean.dtype) for a in (x, dx))
-    dmean = dx.mean((1, 2))
-    return (mean, var), (dmean, 2 * ((x * dx).mean((1, 2)) - mean * dmean))
+    return ImageMoments(*moments(x.astype(at_least_float32(x))))
