@@ -7,13 +7,11 @@ is downloaded if there is a network. Not run by us yet.
     python launch.py --config configs/cifarfs_5w1s.py --config.data.dir=FOLDER
 """
 
-import ml_collections
-
-from configs import mini_5w1s
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = mini_5w1s.get_config()
+def get_config():
+    c = preset("mini_5w1s")
     c.data.name = "cifar_fs"
     c.data.image_size = 32
     c.eval.query = 15

@@ -6,12 +6,10 @@ four-layer ConvNet. All but the shots as in `cifarfs_5w1s.py`. Not run by us yet
     python launch.py --config configs/cifarfs_5w5s.py --config.data.dir=FOLDER
 """
 
-import ml_collections
-
-from configs import cifarfs_5w1s
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = cifarfs_5w1s.get_config()
+def get_config():
+    c = preset("cifarfs_5w1s")
     c.task.shot = 5
     return c

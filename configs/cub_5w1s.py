@@ -7,13 +7,11 @@ gradients of second order, no augmentation. The archive is downloaded if there i
     python launch.py --config configs/cub_5w1s.py --config.data.dir=FOLDER
 """
 
-import ml_collections
-
-from configs import mini_5w1s
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = mini_5w1s.get_config()
+def get_config():
+    c = preset("mini_5w1s")
     c.data.name = "cub200"
     c.data.split = "closerlook"
     c.model.encoder = "wide_convnet4"

@@ -6,13 +6,11 @@ by us yet.
     python launch.py --config configs/cub_5w5s.py --config.data.dir=FOLDER
 """
 
-import ml_collections
-
-from configs import cub_5w1s
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = cub_5w1s.get_config()
+def get_config():
+    c = preset("cub_5w1s")
     c.task.shot = 5
     c.train.steps = 40_000
     return c

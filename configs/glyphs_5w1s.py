@@ -5,13 +5,11 @@ A small run that shows the whole path in a few minutes on two CPU cores. The fig
     python launch.py
 """
 
-import ml_collections
-
-from configs import default
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = default.get_config()
+def get_config():
+    c = preset("default")
     c.data.name = "glyphs"
     c.task.query = 5
     c.eval.query = 15

@@ -6,13 +6,11 @@ the last checkpoint counts. Not run by us yet.
     python launch.py --config configs/inat_5w1s.py --config.data.dir=FOLDER
 """
 
-import ml_collections
-
-from configs import mini_5w1s
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = mini_5w1s.get_config()
+def get_config():
+    c = preset("mini_5w1s")
     c.data.name = "inat2017"
     c.train.validate_every = 0
     c.eval.query = 15

@@ -3,12 +3,10 @@
 python launch.py --config configs/inat_5w5s.py --config.data.dir=FOLDER
 """
 
-import ml_collections
-
-from configs import inat_5w1s
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = inat_5w1s.get_config()
+def get_config():
+    c = preset("inat_5w1s")
     c.task.shot = 5
     return c

@@ -8,13 +8,11 @@ says where they go.
     python launch.py --config configs/mini_5w1s.py --config.data.dir=FOLDER
 """
 
-import ml_collections
-
-from configs import default
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = default.get_config()
+def get_config():
+    c = preset("default")
     c.data.name = "mini_imagenet"
     c.data.image_size = 84
     c.inner.fixed = "norm"

@@ -5,12 +5,10 @@ Not run to its end by us yet; the rest as in `mini_5w1s.py`.
     python launch.py --config configs/mini_5w1s_boil.py --config.data.dir=FOLDER
 """
 
-import ml_collections
-
-from configs import mini_5w1s
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = mini_5w1s.get_config()
+def get_config():
+    c = preset("mini_5w1s")
     c.inner.fixed = "^head|norm"
     return c

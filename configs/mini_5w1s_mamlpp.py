@@ -8,13 +8,11 @@ normalises by the batch: --config.model.norm=per_step_batch. Not run to its end 
     python launch.py --config configs/mini_5w1s_mamlpp.py --config.data.dir=FOLDER
 """
 
-import ml_collections
-
-from configs import mini_5w1s
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = mini_5w1s.get_config()
+def get_config():
+    c = preset("mini_5w1s")
     c.inner.fixed = "norm"
     c.inner.learn_rates = "tensor"
     c.inner.rates_per_step = True

@@ -6,13 +6,11 @@ A learned rate for every element, of any sign, and one inner step. Not run to it
     python launch.py --config configs/mini_5w1s_metasgd.py --config.data.dir=FOLDER
 """
 
-import ml_collections
-
-from configs import mini_5w1s
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = mini_5w1s.get_config()
+def get_config():
+    c = preset("mini_5w1s")
     c.inner.learn_rates = "element"
     c.inner.steps = 1
     c.eval.steps = 1

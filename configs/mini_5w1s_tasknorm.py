@@ -7,13 +7,11 @@ test. Not run to its end by us yet; the rest as in `mini_5w1s.py`.
     python launch.py --config configs/mini_5w1s_tasknorm.py --config.data.dir=FOLDER
 """
 
-import ml_collections
-
-from configs import mini_5w1s
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = mini_5w1s.get_config()
+def get_config():
+    c = preset("mini_5w1s")
     c.model.norm = "tasknorm"
     c.inner.fixed = "norm"
     c.eval.query = 15

@@ -5,13 +5,11 @@ Finn, Abbeel & Levine (2017) report 63.11 +- 0.92 %. Five query images per class
     python launch.py --config configs/mini_5w5s.py --config.data.dir=FOLDER
 """
 
-import ml_collections
-
-from configs import mini_5w1s
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = mini_5w1s.get_config()
+def get_config():
+    c = preset("mini_5w1s")
     c.task.shot = 5
     c.eval.query = 5
     return c

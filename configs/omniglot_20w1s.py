@@ -6,13 +6,11 @@ As in the paper: five inner steps of rate 0.1 in training and at test, 16 tasks 
     python launch.py --config configs/omniglot_20w1s.py --config.data.dir=FOLDER
 """
 
-import ml_collections
-
-from configs import omniglot_5w1s
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = omniglot_5w1s.get_config()
+def get_config():
+    c = preset("omniglot_5w1s")
     c.task.way = 20
     c.inner.steps = 5
     c.inner.encoder_rate = 0.1

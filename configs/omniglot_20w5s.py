@@ -5,12 +5,10 @@ All but the shots as in `omniglot_20w1s.py`. Not run by us yet.
     python launch.py --config configs/omniglot_20w5s.py --config.data.dir=FOLDER
 """
 
-import ml_collections
-
-from configs import omniglot_20w1s
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = omniglot_20w1s.get_config()
+def get_config():
+    c = preset("omniglot_20w1s")
     c.task.shot = 5
     return c

@@ -8,13 +8,11 @@ What we measured is in the README.
     python launch.py --config configs/omniglot_5w1s.py --config.data.dir=FOLDER
 """
 
-import ml_collections
-
-from configs import default
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = default.get_config()
+def get_config():
+    c = preset("default")
     c.data.name = "omniglot"
     c.data.split = "vinyals"
     c.data.rotations = True

@@ -5,12 +5,10 @@ The inner gradients are constants to the outer loop. Not run to its end by us ye
     python launch.py --config configs/omniglot_5w1s_fomaml.py --config.data.dir=FOLDER
 """
 
-import ml_collections
-
-from configs import omniglot_5w1s
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = omniglot_5w1s.get_config()
+def get_config():
+    c = preset("omniglot_5w1s")
     c.inner.first_order = True
     return c

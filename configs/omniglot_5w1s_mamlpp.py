@@ -8,13 +8,11 @@ normalises by the batch: --config.model.norm=per_step_batch. Not run to its end 
     python launch.py --config configs/omniglot_5w1s_mamlpp.py --config.data.dir=FOLDER
 """
 
-import ml_collections
-
-from configs import omniglot_5w1s
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = omniglot_5w1s.get_config()
+def get_config():
+    c = preset("omniglot_5w1s")
     c.inner.steps = 5
     c.inner.encoder_rate = 0.1
     c.inner.head_rate = 0.1

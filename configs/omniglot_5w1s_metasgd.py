@@ -6,13 +6,11 @@ in training. Not run to its end by us yet; the rest as in `omniglot_5w1s.py`.
     python launch.py --config configs/omniglot_5w1s_metasgd.py --config.data.dir=FOLDER
 """
 
-import ml_collections
-
-from configs import omniglot_5w1s
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = omniglot_5w1s.get_config()
+def get_config():
+    c = preset("omniglot_5w1s")
     c.inner.learn_rates = "element"
     c.inner.encoder_rate = 0.1
     c.inner.head_rate = 0.1

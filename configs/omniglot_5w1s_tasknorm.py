@@ -6,13 +6,11 @@ meta-learned and does not adapt. Not run to its end by us yet; the rest as in `o
     python launch.py --config configs/omniglot_5w1s_tasknorm.py --config.data.dir=FOLDER
 """
 
-import ml_collections
-
-from configs import omniglot_5w1s
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = omniglot_5w1s.get_config()
+def get_config():
+    c = preset("omniglot_5w1s")
     c.model.norm = "tasknorm"
     c.inner.fixed = "context_"
     return c

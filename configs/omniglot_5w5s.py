@@ -5,12 +5,10 @@ All but the shots as in `omniglot_5w1s.py`. Not run by us yet.
     python launch.py --config configs/omniglot_5w5s.py --config.data.dir=FOLDER
 """
 
-import ml_collections
-
-from configs import omniglot_5w1s
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = omniglot_5w1s.get_config()
+def get_config():
+    c = preset("omniglot_5w1s")
     c.task.shot = 5
     return c

@@ -7,13 +7,11 @@ The images are not ours to give; the README says where they go. Not run by us ye
     python launch.py --config configs/tiered_5w1s.py --config.data.dir=FOLDER
 """
 
-import ml_collections
-
-from configs import mini_5w1s
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = mini_5w1s.get_config()
+def get_config():
+    c = preset("mini_5w1s")
     c.data.name = "tiered_imagenet"
     c.model.encoder = "wide_convnet4"
     return c

@@ -6,13 +6,11 @@ a four-layer ConvNet. Five query images per class at test; the rest as in `tiere
     python launch.py --config configs/tiered_5w5s.py --config.data.dir=FOLDER
 """
 
-import ml_collections
-
-from configs import tiered_5w1s
+from maml_jax.config import preset
 
 
-def get_config() -> ml_collections.ConfigDict:
-    c = tiered_5w1s.get_config()
+def get_config():
+    c = preset("tiered_5w1s")
     c.task.shot = 5
     c.eval.query = 5
     return c

@@ -1,3 +1,53 @@
-"""Model-agnostic meta-learning in JAX and Flax."""
+"""Model-agnostic meta-learning in JAX and Flax: the names that a program needs.
 
-__version__ = "0.1.0"
+`learner` makes a learner of a Flax module, `Maml` says how it is meta-learned, `meta_step` learns from a batch of tasks
+and `predict` adapts to a new one. See the README for an example.
+"""
+
+from maml_jax.config import preset
+from maml_jax.data.stream import sample_batch
+from maml_jax.data.tasks import load_tasks
+from maml_jax.episode import Episode, Tasks
+from maml_jax.errors import ConfigError, DataError, UserError
+from maml_jax.meta.inner import InnerLoop, adapt, all_but, descent, sgd
+from maml_jax.meta.learner import Learner, Pass, Phase
+from maml_jax.meta.outer import Annealing, Maml, Method, TaskResult, evaluate_task, predict
+from maml_jax.meta.rates import LearnedRates
+from maml_jax.meta.step import MetaState, init_state, meta_gradient, meta_step
+from maml_jax.nn.model import FlaxLearner, Learned, Zero, learner
+
+__version__ = "0.2.0"
+
+__all__ = [
+    "Annealing",
+    "ConfigError",
+    "DataError",
+    "Episode",
+    "FlaxLearner",
+    "InnerLoop",
+    "Learned",
+    "LearnedRates",
+    "Learner",
+    "Maml",
+    "MetaState",
+    "Method",
+    "Pass",
+    "Phase",
+    "TaskResult",
+    "Tasks",
+    "UserError",
+    "Zero",
+    "adapt",
+    "all_but",
+    "descent",
+    "evaluate_task",
+    "init_state",
+    "learner",
+    "load_tasks",
+    "meta_gradient",
+    "meta_step",
+    "predict",
+    "preset",
+    "sample_batch",
+    "sgd",
+]

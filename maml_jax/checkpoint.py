@@ -1,13 +1,17 @@
 """Checkpoints of a run: the latest, to resume from, and the best by validation, to keep."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from maml_jax import tree
 from maml_jax.errors import DataError
+from maml_jax.meta.step import MetaState
+from maml_jax.nn.norm import OPTIONAL
 from maml_jax.tree import PyTree
 
 KINDS = ("latest", "best")
@@ -73,26 +77,57 @@ class Checkpoints:
         Raises:
           DataError: there is none, it cannot be read, or it is of another model.
         """
-        step = self.latest_step(kind)
-        if step is None:
-            raise DataError(f"no checkpoint in {self._folder / kind}; train first, with the same --workdir")
-        try:
-            stored = self._manager(kind).restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))[
-                "state"
-            ]
-        except Exception as error:  # whatever a damaged file makes Orbax raise
-            reason = str(error).strip().split("\n")[0]
-            raise DataError(f"cannot read the checkpoint {self._folder / kind / str(step)}: {reason}") from error
+        stored, path = self.read(kind)
         expected = _flatten(like)
         for name in sorted(stored.keys() | expected.keys()):
             got = stored[name].shape if name in stored else "lacking"
             want = expected[name].shape if name in expected else "unknown"
             if got != want:
-                raise DataError(
-                    f"the checkpoint {self._folder / kind / str(step)} is of another model: "
-                    f"{name} is {got}, expected {want}"
-                )
+                raise DataError(f"the checkpoint {path} is of another model: {name} is {got}, expected {want}")
         return jax.tree.unflatten(jax.tree.structure(like), [stored[name] for name in expected])
+
+    def restore_model(self, kind: str, like: MetaState) -> MetaState:
+        """Reads a checkpoint's step, parameters and statistics; the optimiser's state is that of `like`.
+
+        The model may differ from the trained one in how it normalises: statistics that it has no use for are left, and
+        what TaskNorm adds to a layer starts as in `like`.
+
+        Raises:
+          DataError: as `restore`.
+        """
+        stored, path = self.read(kind)
+        trained = {name.replace(".", "/"): leaf for name, leaf in stored.items() if not name.startswith("optimizer.")}
+        wanted = {"step": like.step, "params": like.params, "stats": like.stats}
+        named = tree.by_name(wanted)
+        for name in [*named, *trained]:
+            if name in named and name in trained:
+                fits = named[name].shape == trained[name].shape
+            else:
+                fits = name.endswith(OPTIONAL) or (name in trained and name.startswith("stats/"))
+            if not fits:
+                got = trained[name].shape if name in trained else "lacking"
+                want = named[name].shape if name in named else "unknown"
+                raise DataError(f"the checkpoint {path} is of another model: {name} is {got}, expected {want}")
+        return like.replace(**tree.map_named(lambda name, leaf: trained.get(name, leaf), wanted))
+
+    def read(self, kind: str) -> tuple[dict[str, np.ndarray], Path]:
+        """All arrays of the checkpoint of that kind by name, such as 'params.encoder.block1.conv.kernel', and its path.
+
+        Raises:
+          DataError: there is none, or it cannot be read.
+        """
+        step = self.latest_step(kind)
+        if step is None:
+            raise DataError(f"no checkpoint in {self._folder / kind}; train first, with the same --workdir")
+        path = self._folder / kind / str(step)
+        try:
+            restore = ocp.args.Composite(state=ocp.args.StandardRestore())
+            stored = self._manager(kind).restore(step, args=restore)["state"]
+        except Exception as error:  # whatever a damaged file makes Orbax raise
+            reason = str(error).strip().split("\n")[0]
+            raise DataError(f"cannot read the checkpoint {path}: {reason}") from error
+        # Version 0.1 kept statistics that last without their collection's name.
+        return {re.sub(r"^stats\.(?=encoder\.)", "stats.lasting_stats.", n): leaf for n, leaf in stored.items()}, path
 
     def _manager(self, kind: str) -> ocp.CheckpointManager:
         if kind not in KINDS:

@@ -1,9 +1,11 @@
 """One table of all methods: the same tasks, the same number of meta-steps, the same test tasks."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
+from maml_jax import commands
+from maml_jax.config import Config
 from maml_jax.errors import ConfigError
 from maml_jax.files import write_whole
 from maml_jax.progress import say
@@ -20,47 +22,45 @@ METHODS = {
 """By what their configurations' names end with."""
 
 
-def compare(base: Path, workdir: Path, launch: Callable[..., int]) -> int:
+def files(base: Path) -> dict[str, Path]:
+    """The configuration of each method, beside that of MAML.
+
+    Raises:
+      ConfigError: a method has none.
+    """
+    found = {suffix: base.with_stem("_".join(filter(None, (base.stem, suffix)))) for suffix in METHODS}
+    for file in found.values():
+        if not file.exists():
+            raise ConfigError(f"compare needs {file}; give the configuration of MAML, such as --config omniglot_5w1s")
+    return found
+
+
+def compare(configs: Mapping[str, Config], workdir: Path) -> None:
     """Trains each method, or goes on where it was, and evaluates it on the same tasks in two ways.
 
     Transductive: query images are normalised together. Inductive: as the method has it, or else by the moments of the
     support set (`metabn`), a change at test only. Writes `compare.json` and `compare.md` after each method.
 
     Args:
-      base: the configuration of MAML itself; the others' names begin with its.
+      configs: of each method, by the keys of `METHODS`.
       workdir: with a folder for each method.
-      launch: the command line: (verb, configuration, folder, more arguments) -> exit status.
-
-    Returns:
-      The exit status.
-
-    Raises:
-      ConfigError: a method has no configuration.
     """
-    files = {method: base.with_name("_".join(filter(None, (base.stem, method))) + ".py") for method in METHODS}
-    for file in files.values():
-        if not file.exists():
-            raise ConfigError(f"compare needs {file}; give the configuration of MAML, such as omniglot_5w1s.py")
     rows = []
-    for method, file in files.items():
-        folder = workdir / (method or "maml")
-        say(f"{METHODS[method]}: {file}")
-        status = launch("train", file, folder)
-        if status:
-            return status
-        own = json.loads((folder / "config.json").read_text())["model"]["norm"]
-        row = {"method": METHODS[method], "norm": own}
-        for kind, norm in _norms(own).items():
-            status = launch("evaluate", file, folder, f"--config.model.norm={norm}")
-            if status:
-                return status
+    for suffix, config in configs.items():
+        folder = workdir / (suffix or "maml")
+        say(f"{METHODS[suffix]}: {folder}")
+        commands.train(config, folder)
+        row = {"method": METHODS[suffix], "norm": config.model.norm}
+        for kind, norm in _norms(config.model.norm).items():
+            changed = config.copy_and_resolve_references()
+            changed.model.norm = norm
+            commands.evaluate(changed, folder)
             report = json.loads((folder / "eval.json").read_text())
             row[kind] = {"norm": norm, **{name: report[name] for name in ("accuracy", "ci95", "n_tasks", "protocol")}}
         rows.append(row)
         write_whole(workdir / "compare.json", lambda f: f.write((json.dumps(rows, indent=2) + "\n").encode()))
         write_whole(workdir / "compare.md", lambda f: f.write(table(rows).encode()))
     print(table(rows), end="")
-    return 0
 
 
 def _norms(own: str) -> dict[str, str]:

@@ -1,109 +1,118 @@
-"""Checking configurations, and keeping them as JSON beside a run."""
+"""Configurations: made from the table of fields, checked, and kept as JSON beside a run."""
 
+import difflib
 import json
-import re
-from collections.abc import Callable
+import runpy
+import traceback
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from maml_jax.data.augment import AUGMENTATIONS
-from maml_jax.errors import ConfigError
-from maml_jax.meta.parallel import BACKENDS
-from maml_jax.meta.rates import KINDS as RATES
-from maml_jax.nn.loss import LOSSES
-from maml_jax.nn.model import ENCODERS, HEADS
-from maml_jax.nn.norm import mode_of
+from maml_jax.checks import check_together
+from maml_jax.errors import ConfigError, UserError
+from maml_jax.fields import BY_NAME, FIELDS, check_value
+from maml_jax.rules import Same
 
-Rule = tuple[Callable[[Any], bool], str]
+Config = ml_collections.ConfigDict
 
 
-def _one_of(*choices: str) -> Rule:
-    return lambda value: value in choices, f"must be one of {', '.join(choices)}"
+def default() -> ml_collections.ConfigDict:
+    """Every field with its default, locked: another name or type raises an error."""
+    config = ml_collections.ConfigDict()
+    for field in FIELDS:
+        section, _, name = field.name.rpartition(".")
+        if section and section not in config:
+            config[section] = ml_collections.ConfigDict()
+        value = field.default
+        if isinstance(value, Same):
+            other, _, same = value.field.rpartition(".")
+            value = config[other].get_oneway_ref(same)
+        (config[section] if section else config)[name] = value
+    return config.lock()
 
 
-def _at_least(low: float) -> Rule:
-    return lambda value: value >= low, f"must be at least {low}"
+def presets() -> Path:
+    """The folder of the configurations that come with this library: in the package, or `configs/` in a checkout."""
+    packaged = Path(__file__).parent / "presets"
+    return packaged if packaged.is_dir() else Path(__file__).parents[1] / "configs"
 
 
-_POSITIVE: Rule = (lambda value: value > 0, "must be greater than 0")
-_FRACTION: Rule = (lambda value: 0 <= value < 1, "must be in [0, 1)")
+def preset_names() -> list[str]:
+    """The names of the configurations that come with this library."""
+    return sorted(path.stem for path in presets().glob("*.py") if path.stem != "__init__")
 
 
-def _is_pattern(value: str) -> bool:
+def preset(name: str) -> ml_collections.ConfigDict:
+    """A configuration that comes with this library, such as 'mini_5w1s', to change further; 'default' is the defaults.
+
+    Raises:
+      ConfigError: there is none of that name.
+    """
+    if name not in preset_names():
+        close = difflib.get_close_matches(name, preset_names(), 3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(preset_names())}"
+        raise ConfigError(f"there is no configuration {name!r}; {hint}")
+    return from_file(presets() / f"{name}.py")
+
+
+def find(text: str) -> tuple[Path, list[str]]:
+    """The file that `--config` means, and what its `get_config` is given.
+
+    Args:
+      text: the name of a preset, such as 'mini_5w1s'; or a path, such as 'configs/mini_5w1s.py' (the preset, wherever
+        one stands) or 'mine.py'. What follows a colon is given to the file's `get_config`.
+
+    Raises:
+      ConfigError: there is no such preset or file.
+    """
+    name, colon, argument = text.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        named = path.suffix == ".py" and path.parent == Path("configs")
+        if path.stem in preset_names() and (named or name == path.stem):
+            path = presets() / f"{path.stem}.py"
+        elif path.suffix == ".py" or len(path.parts) > 1:
+            close = difflib.get_close_matches(path.stem, preset_names(), 1)
+            hint = f"; did you mean --config {close[0]}?" if close else ""
+            raise ConfigError(f"there is no file {path}{hint}")
+        else:
+            preset(name)  # raises an error that says which there are
+    return path, [argument] if colon else []
+
+
+def from_file(path: Path, *arguments: str) -> ml_collections.ConfigDict:
+    """What the `get_config` of a Python file returns, locked.
+
+    Raises:
+      ConfigError: it cannot be read, fails, or returns something else.
+    """
     try:
-        re.compile(value)
-    except re.error:
-        return False
-    return True
+        config = runpy.run_path(str(path))["get_config"](*arguments)
+    except UserError:
+        raise
+    except KeyError as error:
+        if error.args != ("get_config",):
+            raise _failed(path, error) from error
+        raise ConfigError(f"{path} has no function get_config") from error
+    except Exception as error:  # whatever the user's file raises
+        raise _failed(path, error) from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ConfigError(f"get_config of {path} returns {type(config).__name__}, not a ConfigDict")
+    return config.lock()
 
 
-_RULES: dict[str, Rule] = {
-    "seed": (lambda value: 0 <= value < 2**32, "must be in [0, 2**32)"),
-    "data.image_size": _at_least(16),
-    "data.stored_size": _at_least(0),
-    "data.placement": _one_of("device", "host", "auto"),
-    "data.device_share": (lambda value: 0 < value <= 1, "must be in (0, 1]"),
-    "data.normalize": _one_of("none", "imagenet", "dataset"),
-    "data.support_augment": _one_of(*AUGMENTATIONS),
-    "data.query_augment": _one_of(*AUGMENTATIONS),
-    "task.way": _at_least(1),
-    "task.shot": _at_least(1),
-    "task.query": _at_least(1),
-    "model.encoder": _one_of(*ENCODERS),
-    "model.width": _at_least(0),
-    "model.piece_mib": _at_least(0),
-    "model.temperature": _POSITIVE,
-    "model.head": _one_of(*HEADS),
-    "model.precision": _one_of("float32", "tf32", "bfloat16"),
-    "model.loss": _one_of(*LOSSES),
-    "inner.steps": _at_least(0),
-    "inner.optimizer": _one_of("sgd", "rmsprop", "adam"),
-    "inner.epsilon": _POSITIVE,
-    "inner.learn_rates": _one_of("none", *RATES),
-    "inner.encoder_rate": _at_least(0),
-    "inner.head_rate": _at_least(0),
-    "inner.momentum": _FRACTION,
-    "inner.weight_decay": _at_least(0),
-    "inner.fixed": (_is_pattern, "must be a regular expression"),
-    "inner.checkpoint": _one_of("none", "step", "nested"),
-    "outer.optimizer": _one_of("adam", "sgd", "rmsprop"),
-    "outer.rate": _POSITIVE,
-    "outer.momentum": _FRACTION,
-    "outer.weight_decay": _at_least(0),
-    "outer.clip": _at_least(0),
-    "outer.multi_step": _at_least(0),
-    "outer.first_order": _at_least(0),
-    "outer.schedule": _one_of("constant", "step", "cosine"),
-    "outer.milestones": (lambda value: all(isinstance(m, int) and m >= 0 for m in value), "must be meta-steps, >= 0"),
-    "outer.factor": _POSITIVE,
-    "outer.period": _at_least(1),
-    "train.steps": _at_least(0),
-    "train.tasks": _at_least(1),
-    "train.tasks_at_once": _at_least(0),
-    "train.report_every": _at_least(1),
-    "train.validate_every": _at_least(0),
-    "train.validation_tasks": _at_least(1),
-    "train.checkpoint_every": _at_least(1),
-    "parallel.backend": _one_of(*BACKENDS),
-    "parallel.devices": _at_least(0),
-    "parallel.cpu_devices": _at_least(0),
-    "parallel.coordinator": (
-        lambda value: value in ("", "auto") or re.fullmatch(r".+:\d+", value),
-        "must be HOST:PORT of the first process, 'auto', or '' for one process",
-    ),
-    "parallel.processes": _at_least(1),
-    "parallel.process": _at_least(0),
-    "eval.split": _one_of("test", "val", "train"),
-    "eval.tasks": _at_least(2),
-    "eval.way": _at_least(1),
-    "eval.shot": _at_least(1),
-    "eval.query": _at_least(1),
-    "eval.steps": _at_least(0),
-    "eval.augment": _one_of("none", "enlarge"),
-    "eval.checkpoint": _one_of("best", "latest"),
-}
+def _failed(path: Path, error: Exception) -> ConfigError:
+    """That a file failed, and in which of its lines."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    where = f"{path}, line {lines[-1]}" if lines else f"{path}"
+    if isinstance(error, OSError) and not lines:
+        return ConfigError(f"cannot read the configuration {path}: {error.strerror or error}")
+    hint = ""
+    if isinstance(error, ModuleNotFoundError) and error.name == "configs":
+        hint = '; write `from maml_jax.config import preset` and `preset("default")`, which work everywhere'
+    reason = " ".join(str(error).split())
+    return ConfigError(f"{where}: {type(error).__name__}: {reason}{hint}")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -113,86 +122,23 @@ def check(config: ml_collections.ConfigDict) -> None:
       ConfigError: naming the field, its value and what it must be.
     """
     fields = flatten(config)
-    for field, (holds, rule) in _RULES.items():
-        value = fields[field]
-        if not holds(value):
-            raise ConfigError(f"{field}={value!r} {rule}; set it with --config.{field}=VALUE")
-    mode_of(config.model.norm, "")  # raises if malformed
-    p = config.parallel
-    if p.process >= p.processes:
-        raise ConfigError(f"parallel.process={p.process} must be less than parallel.processes={p.processes}")
-    if p.processes > 1 and not p.coordinator:
-        raise ConfigError("parallel.processes > 1 needs --config.parallel.coordinator=HOST:PORT of the first process")
-    if 0 < config.data.stored_size < config.data.image_size:
-        raise ConfigError(
-            f"data.stored_size={config.data.stored_size} is smaller than data.image_size={config.data.image_size}, "
-            "which the model sees; raise it with --config.data.stored_size=SIDE, or give 0 to store that size"
-        )
-    tasks, at_once = config.train.tasks, config.train.tasks_at_once
-    if at_once and tasks % at_once:
-        raise ConfigError(f"train.tasks_at_once={at_once} does not divide train.tasks={tasks}")
-    if config.eval.checkpoint == "best" and not config.train.validate_every:
-        raise ConfigError("eval.checkpoint='best' is picked by validation; use --config.eval.checkpoint=latest")
-    _check_inner(config)
-    _check_regression(config)
-    if config.eval.way != config.task.way and config.model.head != "zero":
-        raise ConfigError(
-            f"eval.way={config.eval.way} differs from task.way={config.task.way}, but a meta-learned head has a fixed "
-            "number of ways; use --config.model.head=zero"
-        )
+    _check_names(fields)
+    for name in BY_NAME:  # in the order of the table
+        check_value(name, fields[name])
+    check_together(config)
 
 
-def _check_inner(config: ml_collections.ConfigDict) -> None:
-    """Refuses settings of the inner loop that contradict each other."""
-    c = config.inner
-    if c.momentum and c.optimizer != "sgd":
-        raise ConfigError(f"inner.momentum={c.momentum} is sgd's; use --config.inner.momentum=0 with {c.optimizer}")
-    if config.model.head == "zero" and c.fixed and re.search(c.fixed, "head/kernel"):
-        raise ConfigError(
-            f"inner.fixed={c.fixed!r} keeps the head from adapting, so with model.head='zero' it would stay zero; "
-            "use --config.model.head=meta"
-        )
-    if config.outer.multi_step and c.steps < 2:
-        raise ConfigError(
-            f"outer.multi_step weighs the losses after several inner steps, but inner.steps={c.steps}; use "
-            "--config.outer.multi_step=0"
-        )
-    if config.outer.first_order and c.first_order:
-        raise ConfigError("inner.first_order=True stays first order; use --config.outer.first_order=0 with it")
-    if "per_step" in config.model.norm and not c.steps:
-        raise ConfigError("model.norm='per_step' needs steps; set --config.inner.steps=1 or more")
-    if c.learn_rates == "none":
-        for field in ("rates_per_step", "positive_rates"):
-            if c[field]:
-                raise ConfigError(f"inner.{field} is about learned rates; set --config.inner.learn_rates=tensor")
-        return
-    if c.rates_per_step and not c.steps:
-        raise ConfigError("inner.rates_per_step needs steps; set --config.inner.steps=1 or more")
-    if c.positive_rates and not (c.encoder_rate and c.head_rate):
-        raise ConfigError("inner.positive_rates=True, but a rate that starts at 0 has no logarithm; start above 0")
-    if c.learn_rates == "element" and config.eval.way != config.task.way:
-        raise ConfigError(
-            f"eval.way={config.eval.way} differs from task.way={config.task.way}, but a rate for each element of the "
-            "head has a fixed number of ways; use --config.inner.learn_rates=tensor"
-        )
+def _check_names(fields: dict[str, Any]) -> None:
+    for name in fields.keys() - BY_NAME.keys():
+        raise ConfigError(unknown(name))
+    for name in BY_NAME.keys() - fields.keys():
+        raise ConfigError(f'the configuration lacks {name}; start from maml_jax.config.preset("default")')
 
 
-def _check_regression(config: ml_collections.ConfigDict) -> None:
-    """Refuses half of what sinusoid regression needs, and its settings where there are classes."""
-    needed = {
-        "model.loss": "squared_error",
-        "model.encoder": "mlp",
-        "task.way": 1,
-        "eval.way": 1,
-        "train.validate_every": 0,
-        "eval.checkpoint": "latest",
-    }
-    fields = flatten(config)
-    for field, value in needed.items():
-        if config.data.name == "sinusoid" and fields[field] != value:
-            raise ConfigError(f"data.name='sinusoid' is regression and needs --config.{field}={value}")
-        if config.data.name != "sinusoid" and fields[field] == value and not field.startswith(("train", "eval.ch")):
-            raise ConfigError(f"{field}={value!r} is for sinusoid regression, not for data.name={config.data.name!r}")
+def unknown(name: str) -> str:
+    """One line about a field that does not exist."""
+    close = difflib.get_close_matches(name, BY_NAME, 1)
+    return f"there is no field {name!r}{f'; did you mean {close[0]}?' if close else ''} See --help for all of them"
 
 
 def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -211,18 +157,39 @@ def to_json(config: ml_collections.ConfigDict) -> str:
     return json.dumps(config.copy_and_resolve_references().to_dict(), indent=2) + "\n"
 
 
-def load(path: Path, default: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Reads a file of `to_json`; fields that came into being since keep their `default`.
+def load(path: Path) -> ml_collections.ConfigDict:
+    """Reads a file of `to_json`; fields that came into being since have their defaults.
 
     Raises:
-      ConfigError: the file is missing or damaged, or holds a field that no longer exists.
+      ConfigError: the file is missing or damaged, or holds a field that does not exist.
     """
     try:
-        stored = json.loads(path.read_text())
-        default.update_from_flattened_dict(_flat(stored))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        stored = _flat(json.loads(path.read_text()))
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
-    return default
+    config = default()
+    for name, value in stored.items():
+        if name not in BY_NAME:
+            raise ConfigError(f"{path} has a field {name!r}, which this version does not know; a later one wrote it")
+        try:
+            check_value(name, value)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error.facts}") from error
+    config.update_from_flattened_dict(stored)
+    return config
+
+
+def existing(workdir: Path) -> Path:
+    """The work directory, if it holds a run.
+
+    Raises:
+      ConfigError: it does not.
+    """
+    if not (workdir / "config.json").exists():
+        raise ConfigError(
+            f"--workdir {workdir} holds no run (no config.json); train first, or name the folder of a run"
+        )
+    return workdir
 
 
 def _flat(stored: dict, prefix: str = "") -> dict[str, Any]:
@@ -235,26 +202,10 @@ def _flat(stored: dict, prefix: str = "") -> dict[str, Any]:
     return fields
 
 
-# Fields that may change between one start of a run and the next without making it another run.
-_FREE = (
-    "data.dir",
-    "data.cache_dir",
-    "data.download",
-    "data.placement",
-    "data.device_share",
-    "train.steps",
-    "train.report_every",
-    "train.checkpoint_every",
-    "parallel.backend",
-    "parallel.devices",
-    "parallel.cpu_devices",
-    "parallel.coordinator",
-    "parallel.processes",
-    "parallel.process",
-    "eval.split",
-    "eval.tasks",
-    "eval.checkpoint",
-)
+def changes(config: ml_collections.ConfigDict, stored: ml_collections.ConfigDict) -> dict[str, str]:
+    """What differs from a stored configuration: 'old -> new' by field."""
+    new, old = flatten(config), flatten(stored)
+    return {name: f"{old[name]!r} -> {new[name]!r}" for name in BY_NAME if new[name] != old[name]}
 
 
 def check_same_run(config: ml_collections.ConfigDict, stored: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -263,12 +214,15 @@ def check_same_run(config: ml_collections.ConfigDict, stored: ml_collections.Con
     Raises:
       ConfigError: naming the fields that differ and the way out.
     """
-    free = set(_FREE)
-    if config.outer.schedule == "cosine":
-        free.remove("train.steps")  # the length of the schedule
-    new, old = flatten(config), flatten(stored)
-    changes = ", ".join(f"{f} {old[f]!r} -> {new[f]!r}" for f in new if new[f] != old[f] and f not in free)
-    if changes:
+    # A cosine that is under way ends where it was to end.
+    tied = {"train.steps"} if config.outer.schedule == stored.outer.schedule == "cosine" else set()
+    found = changes(config, stored)
+    refused = [name for name in found if name in tied or not BY_NAME[name].free]
+    if refused:
+        old = flatten(stored)
+        shown = ", ".join(f"{name} {found[name]}" for name in refused)
         raise ConfigError(
-            f"{workdir} holds a run with other settings ({changes}); give another --workdir, or the same settings"
+            f"{workdir} holds a run with other settings ({shown}); a new run needs another --workdir, and to "
+            "go on with this one",
+            {name: old[name] for name in refused},
         )

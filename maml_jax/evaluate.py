@@ -1,25 +1,30 @@
 """Meta-test: accuracy over many tasks of classes never seen in training."""
 
 import dataclasses
-import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import ml_collections
+import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from maml_jax import experiment
-from maml_jax.data.sampler import DeviceImages
-from maml_jax.data.stream import Feed, Images, episode
-from maml_jax.files import write_whole
-from maml_jax.meta.outer import task_loss
-from maml_jax.meta.parallel import AXIS, my_share, replicate, spread
+from maml_jax.data.stream import Feed
+from maml_jax.episode import Episode
+from maml_jax.experiment import Experiment
+from maml_jax.files import to_json, write_whole
+from maml_jax.meta.outer import Method, accuracy, evaluate_task, query_pass
+from maml_jax.parallel import AXIS, my_share, replicate, spread
+from maml_jax.progress import Meter
 from maml_jax.tree import PyTree
 
 _TASKS_PER_CALL = 25
+
+
+def interval95(values: np.ndarray) -> np.ndarray:
+    """Half the width of the 95 % Student-t interval of the mean of `[n, ...]` over its first axis."""
+    n = len(values)
+    return scipy.stats.t.ppf(0.975, n - 1) * values.std(0, ddof=1) / math.sqrt(n)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,17 +32,21 @@ class Evaluation:
     """The outcome of an evaluation.
 
     Attributes:
-      accuracies: of each task, `[tasks]`, in [0, 1].
       losses: query loss of each task after adaptation, `[tasks]`.
+      accuracies: of each task, `[tasks]`, in [0, 1]; None in regression.
+      losses_by_step: query loss before adaptation and after each inner step, `[tasks, steps + 1]`, if asked for.
+      accuracies_by_step: likewise.
     """
 
-    accuracies: np.ndarray
     losses: np.ndarray
+    accuracies: np.ndarray | None = None
+    losses_by_step: np.ndarray | None = None
+    accuracies_by_step: np.ndarray | None = None
 
     @property
-    def accuracy(self) -> float:
-        """Mean accuracy over tasks, in [0, 1]."""
-        return float(self.accuracies.mean())
+    def accuracy(self) -> float | None:
+        """Mean accuracy over tasks, in [0, 1]; None in regression."""
+        return None if self.accuracies is None else float(self.accuracies.mean())
 
     @property
     def loss(self) -> float:
@@ -46,93 +55,128 @@ class Evaluation:
 
     @property
     def ci95(self) -> float:
-        """Half the width of the 95 % Student-t interval of the mean accuracy over tasks."""
-        n = len(self.accuracies)
-        deviation = float(self.accuracies.std(ddof=1))
-        return float(scipy.stats.t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
+        """Half the width of the 95 % Student-t interval over tasks of the mean accuracy; of the loss in regression."""
+        return float(interval95(self.losses if self.accuracies is None else self.accuracies))
+
+    @property
+    def score(self) -> float:
+        """What is best when largest."""
+        return -self.loss if self.accuracies is None else self.accuracy
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The figures, by name."""
+        known = {"accuracy": self.accuracy, "ci95": self.ci95, "loss": self.loss}
+        return {name: value for name, value in known.items() if value is not None}
+
+    def __str__(self) -> str:
+        if self.accuracies is None:
+            return f"loss {self.loss:.4f} ± {self.ci95:.4f}"
+        return f"accuracy {self.accuracy:.2%} ± {self.ci95:.2%}"
+
+    @property
+    def by_step(self) -> list[dict[str, float]]:
+        """The figures before adaptation and after each inner step; empty if not asked for."""
+        measured = {"loss": self.losses_by_step, "accuracy": self.accuracies_by_step}
+        measured = {name: rows for name, rows in measured.items() if rows is not None}
+        columns = {name: rows.mean(0).tolist() for name, rows in measured.items()}
+        columns |= {f"{name}_ci95": interval95(rows).tolist() for name, rows in measured.items()}
+        rows = zip(*columns.values(), strict=True)
+        return [{"steps": k, **dict(zip(columns, row, strict=True))} for k, row in enumerate(rows)]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What was measured of each task."""
+        named = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return {name: rows for name, rows in named if rows is not None}
+
+
+def measure_task(
+    method: Method, params: PyTree, stats: PyTree, episode: Episode, steps: int, by_step: bool
+) -> dict[str, jax.Array]:
+    """One task's figures, by the names of `Evaluation`'s fields."""
+    if not by_step:
+        result = evaluate_task(method, params, stats, episode, steps)
+        return _present(losses=result.loss, accuracies=result.accuracy)
+
+    def judge(params, stats, k):
+        loss, outputs, _ = query_pass(method.learner, params, stats, episode, k)
+        return _present(losses=loss, accuracies=accuracy(outputs, episode.query_y))
+
+    def watch(_, params, stats, k):
+        return judge(params, stats, k)
+
+    support = episode.support_x, episode.support_y
+    start, start_stats, _ = method.adapted(params, stats, *support, 0)
+    _, _, after = method.adapted(params, stats, *support, steps, watch)
+    every = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), judge(start, start_stats, 0), after)
+    return {name: rows[-1] for name, rows in every.items()} | {f"{name}_by_step": r for name, r in every.items()}
+
+
+def _present(**values):
+    return {name: value for name, value in values.items() if value is not None}
 
 
 class Evaluator:
-    """Scores meta-parameters on tasks of one split, by the protocol of `config.eval`; compiles once.
+    """Scores meta-parameters on tasks of one split, by the experiment's protocol; compiles once.
 
     Args:
-      config: the configuration.
-      images: the split's images, on the device or on the host.
+      experiment: with tasks of the split.
       split: its name.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, images: Images, split: str):
-        spec = experiment.eval_tasks(config, split)
-        model = experiment.build_model(config, spec.way, experiment.image_shape(config, images))
-        inner = experiment.build_inner(config)
-        devices = self._devices = jax.devices()
-        self._spec = spec
-        self._images = replicate(images, devices) if isinstance(images, DeviceImages) else images
-        self._tasks_per_call = -(-_TASKS_PER_CALL // len(devices)) * len(devices)
+    def __init__(self, experiment: Experiment, split: str):
+        self._tasks, self._devices = experiment.eval_tasks[split], jax.devices()
+        per_call = self._per_call = -(-_TASKS_PER_CALL // len(self._devices)) * len(self._devices)
+        testing, method = experiment.testing, experiment.tested
+        on_cpu = jax.default_backend() == "cpu"
+        at_once = None if on_cpu else per_call // len(self._devices)  # launches set the time on an accelerator
 
-        def run_tasks(params, stats, images, call):
-            def run(slot):
-                task = episode(spec, images, call, slot, self._tasks_per_call)
-                _, result = task_loss(model, inner, params, stats, task, config.eval.steps, train=False)
-                return result.accuracy, result.loss
+        def run(params, stats, tasks, call):
+            def one(slot):
+                task = tasks.sample(call * per_call + slot)
+                return measure_task(method, params, stats, task, testing.steps, testing.by_step)
 
-            share = jax.lax.map(run, my_share(self._tasks_per_call))
+            share = jax.lax.map(one, my_share(per_call), batch_size=at_once)
             return jax.lax.all_gather(share, AXIS, tiled=True)
 
-        self._run_tasks = spread(run_tasks, devices, config.parallel.backend)
+        self._run = spread(run, self._devices, experiment.backend)
 
-    def __call__(
-        self, params: PyTree, stats: PyTree, tasks: int, progress: Callable[[int], None] = lambda done: None
-    ) -> Evaluation:
+    def __call__(self, params: PyTree, stats: PyTree, tasks: int, show: bool = False) -> Evaluation:
         """Adapts to tasks 0 .. tasks - 1 and scores their queries.
 
         Args:
           params: meta-parameters.
-          stats: statistics of `global` layers.
+          stats: the statistics that outlive an episode.
           tasks: how many.
-          progress: called now and then with the number of tasks done.
+          show: tell how far it is.
         """
         outcomes = []
         params, stats = replicate((params, stats), self._devices)
-        calls = math.ceil(tasks / self._tasks_per_call)  # a surplus at the end is cut off
-        with Feed(self._spec, self._images, self._devices, self._tasks_per_call, 0, calls, most=1) as feed:
+        calls = math.ceil(tasks / self._per_call)  # a surplus at the end is cut off
+        feed = Feed(self._tasks, self._devices, self._per_call, 0, calls, most=1)
+        with feed, Meter("evaluating", tasks, "tasks", show=show) as meter:
             for call in range(calls):
                 ((images, _),) = feed.between(call, call + 1)
-                outcomes.append(jax.device_get(self._run_tasks(params, stats, images, np.int32(call))))
-                progress(min((call + 1) * self._tasks_per_call, tasks))
-        accuracies, losses = (np.concatenate(x)[:tasks] for x in zip(*outcomes, strict=True))
-        return Evaluation(accuracies, losses)
+                outcome = self._run(params, stats, images, np.int32(call))
+                meter.start()  # the first call returns when the program is compiled
+                outcomes.append(jax.device_get(outcome))
+                meter.advance(min((call + 1) * self._per_call, tasks))
+        return Evaluation(**jax.tree.map(lambda *rows: np.concatenate(rows)[:tasks], *outcomes))
 
 
-def write(workdir: Path, config: ml_collections.ConfigDict, evaluation: Evaluation, step: int) -> None:
-    """Writes `eval.json` (the figures and their protocol) and `eval_tasks.npz` (the tasks) into a work directory.
+def write(folder: Path, experiment: Experiment, evaluation: Evaluation, step: int) -> None:
+    """Writes `eval.json` (the figures and their protocol) and `eval_tasks.npz` (the tasks) into a folder.
 
     Args:
-      workdir: the folder.
-      config: what the evaluation ran under.
+      folder: of the run.
+      experiment: what the evaluation ran under.
       evaluation: its outcome.
       step: meta-steps of the checkpoint evaluated.
     """
-    e = config.eval
-    report = {
-        "accuracy": evaluation.accuracy,
-        "ci95": evaluation.ci95,
-        "loss": evaluation.loss,
-        "n_tasks": len(evaluation.accuracies),
-        "protocol": {
-            "data": config.data.name,
-            "split": e.split,
-            "way": e.way,
-            "shot": e.shot,
-            "query": e.query,
-            "inner_steps": e.steps,
-            "augment": e.augment,
-            "norm": config.model.norm,
-            "transductive": "batch" in config.model.norm,
-            "checkpoint": e.checkpoint,
-            "step": step,
-            "seed": config.seed,
-        },
-    }
-    write_whole(workdir / "eval_tasks.npz", lambda file: np.savez(file, **dataclasses.asdict(evaluation)))
-    write_whole(workdir / "eval.json", lambda file: file.write((json.dumps(report, indent=2) + "\n").encode()))
+    t = experiment.testing
+    protocol = {**t.facts, "split": t.split, "inner_steps": t.steps, "checkpoint": t.checkpoint, "step": step}
+    report = {**evaluation.means, "n_tasks": len(evaluation.losses), "protocol": protocol}
+    if evaluation.by_step:
+        report["by_step"] = evaluation.by_step
+    write_whole(folder / "eval_tasks.npz", lambda file: np.savez(file, **evaluation.arrays()))
+    write_whole(folder / "eval.json", lambda file: file.write(to_json(report).encode()))

@@ -1,64 +1,68 @@
 """Meta-training: many meta-steps per compiled call, validation, checkpoints."""
 
 import functools
+import math
 import signal
-import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 from jax import lax
 
-from maml_jax import experiment, tree
+from maml_jax import tree
 from maml_jax.checkpoint import Checkpoints
-from maml_jax.data.sampler import DeviceImages, TaskSpec
-from maml_jax.data.sinusoid import SinusoidSpec
-from maml_jax.data.stream import Feed, Images, TaskChunk, episodes
-from maml_jax.errors import ConfigError
+from maml_jax.data.stream import Feed, example, sample_batch
+from maml_jax.episode import Tasks
+from maml_jax.errors import UserError
 from maml_jax.evaluate import Evaluator
+from maml_jax.experiment import Experiment, Training
 from maml_jax.files import MetricsWriter, NoMetrics
-from maml_jax.meta.inner import InnerLoop
-from maml_jax.meta.parallel import AXIS, agreed, my_share, replicate, spread
-from maml_jax.meta.step import Annealing, MetaState, init_state, meta_step
-from maml_jax.nn.model import Model
-from maml_jax.progress import duration, say
+from maml_jax.meta.outer import Method
+from maml_jax.meta.step import MetaState, meta_step
+from maml_jax.parallel import AXIS, agreed, my_share, replicate, spread
+from maml_jax.progress import Meter, say
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """Training was asked to stop, and has written a checkpoint."""
 
 
 def run_steps(
     state: MetaState,
-    images: DeviceImages | TaskChunk,
+    tasks: Tasks,
     count: jax.Array,
     *,
-    model: Model,
-    inner: InnerLoop,
+    method: Method,
     optimizer: optax.GradientTransformation,
-    annealing: Annealing,
-    spec: TaskSpec | SinusoidSpec,
-    tasks: int,
-    steps: int,
+    per_step: int,
     tasks_at_once: int,
     report_every: int,
 ) -> tuple[MetaState, dict[str, jax.Array]]:
     """Takes `count` meta-steps, at most `report_every`, on tasks drawn inside, as one of the devices.
 
+    Args:
+      state: where training stands.
+      tasks: a pytree.
+      count: int32 scalar.
+      method: see `meta_step`.
+      optimizer: see `meta_step`.
+      per_step: tasks of a meta-step, over all devices.
+      tasks_at_once: see `meta_gradient`.
+      report_every: rows of what is returned.
+
     Returns:
       The state, and the query loss and (but for regression) accuracy of each step, `[report_every]`, of which the first
       `count` count.
     """
-    measures = ("loss",) if isinstance(spec, SinusoidSpec) else ("loss", "accuracy")
+    labels = example(tasks).query_y.dtype
+    measures = ("loss", "accuracy") if jnp.issubdtype(labels, jnp.integer) else ("loss",)
 
     def one(i, carry):
         state, log = carry
-        batch = episodes(spec, images, state.step, tasks, my_share(tasks))
-        state, results = meta_step(model, inner, optimizer, state, batch, steps, tasks_at_once, AXIS, annealing)
+        batch = sample_batch(tasks, state.step * per_step + my_share(per_step))
+        state, results = meta_step(method, optimizer, state, batch, tasks_at_once, AXIS)
         measured = {name: getattr(results, name).mean() for name in measures}
         return state, jax.tree.map(lambda row, value: row.at[i].set(value), log, measured)
 
@@ -67,159 +71,169 @@ def run_steps(
     return state, lax.pmean(log, AXIS)
 
 
-def fresh_state(config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]) -> MetaState:
-    """The state that training under `config` starts from."""
-    model = experiment.build_model(config, config.task.way, image_shape)
-    key = jax.random.key(config.seed)
-    return init_state(model, experiment.build_outer(config), key, experiment.build_inner(config))
-
-
-def renormalized(state: MetaState, fresh: MetaState) -> MetaState:
-    """A trained state for a model that differs in its normalisation modes only.
-
-    Args:
-      state: trained.
-      fresh: as `fresh_state` gives it for the other modes; its parameters stand where the trained state has none.
-
-    Raises:
-      ConfigError: the other modes need statistics that training did not gather, or parameters of other shapes.
-    """
-    trained = {name: leaf for part in (state.params, state.stats) for name, leaf in _named(part)}
-    lacking = [name for name, _ in _named(fresh.stats) if name not in trained]
-    reshaped = [name for name, leaf in _named(fresh.params) if trained.get(name, leaf).shape != leaf.shape]
-    if lacking or reshaped:
-        raise ConfigError(
-            f"model.norm differs from that of the training, which leaves no usable {(lacking + reshaped)[0]}; "
-            "evaluate with the trained modes, or change batch, metabn and tasknorm for each other"
-        )
-    params, stats = (tree.map_named(lambda n, leaf: trained.get(n, leaf), part) for part in (fresh.params, fresh.stats))
-    return state.replace(params=params, stats=stats)
-
-
-def _named(part):
-    return zip(tree.names(part), jax.tree.leaves(part), strict=True)
-
-
-def train(config: ml_collections.ConfigDict, images: Mapping[str, Images], workdir: Path) -> None:
-    """Trains until `train.steps`, from the latest checkpoint in the work directory if there is one.
+def train(experiment: Experiment, workdir: Path) -> MetaState:
+    """Trains until `training.steps`, from the latest checkpoint in the work directory if there is one.
 
     Writes `metrics.jsonl`, TensorBoard events and checkpoints. The result is the same whether or not it was
     interrupted.
 
     Args:
-      config: the configuration, checked.
-      images: by split; 'train', and 'val' if `train.validate_every` is set.
+      experiment: what to train, with tasks.
       workdir: an existing folder.
+
+    Returns:
+      The state that training ended with.
 
     Raises:
       Interrupted: SIGINT or SIGTERM came; the steps taken are in the latest checkpoint.
     """
-    state = fresh_state(config, experiment.image_shape(config, images["train"]))
+    state, t = experiment.fresh_state(), experiment.training
     with Checkpoints(workdir / "checkpoints") as checkpoints, _StopSignal() as stop:
         resumed = checkpoints.latest_step("latest")
         if resumed is not None:
             state = checkpoints.restore("latest", state)
-            say(f"continuing at meta-step {resumed} of {config.train.steps}")
-        c, devices = config.train, experiment.devices(config)
-        tasks, start = experiment.train_tasks(config), resumed or 0
-        feed = Feed(tasks, images["train"], devices, c.tasks, start, c.steps, c.report_every)
-        with MetricsWriter(workdir, start) if jax.process_index() == 0 else NoMetrics() as metrics, feed:
-            _loop(config, images, feed, state, checkpoints, metrics, stop)
+            say(f"continuing at meta-step {resumed} of {t.steps}")
+        start = resumed or 0
+        with (
+            MetricsWriter(workdir, start) if jax.process_index() == 0 else NoMetrics() as metrics,
+            Feed(experiment.tasks, experiment.devices, t.tasks, start, t.steps, t.report_every) as feed,
+            Meter("training", t.steps, "meta-steps", start, lines=False) as meter,
+        ):
+            return _Run(experiment, feed, checkpoints, metrics, meter, stop).take(state)
 
 
-def _loop(config, images, feed, state, checkpoints, metrics, stop):
-    c = config.train
-    devices = experiment.devices(config)
-    run = functools.partial(
-        run_steps,
-        model=experiment.build_model(config, config.task.way, experiment.image_shape(config, images["train"])),
-        inner=experiment.build_inner(config),
-        optimizer=experiment.build_outer(config),
-        annealing=experiment.build_annealing(config),
-        spec=experiment.train_tasks(config),
-        tasks=c.tasks,
-        steps=config.inner.steps,
-        tasks_at_once=experiment.tasks_at_once(config),
-        report_every=c.report_every,
-    )
-    advance = spread(run, devices, config.parallel.backend, donate=(0,))
-    state = replicate(state, devices)
-    validator = Evaluator(config, images["val"], "val") if c.validate_every else None
-    step = int(state.step)
-    report = _Report(config, metrics, step)
-    if step < c.steps:
-        say("compiling the meta-step; this takes a moment the first time")
-    while step < c.steps:
-        until = min(c.steps, *(_next(step, every) for every in (c.report_every, c.checkpoint_every, c.validate_every)))
+class _Run:
+    """One start of a training run, until its end or a signal."""
+
+    def __init__(self, experiment, feed, checkpoints, metrics, meter, stop):
+        t = self._training = experiment.training
+        self._feed, self._checkpoints, self._metrics = feed, checkpoints, metrics
+        self._meter, self._stop, self._devices = meter, stop, experiment.devices
+        run = functools.partial(
+            run_steps,
+            method=experiment.method,
+            optimizer=experiment.optimizer,
+            per_step=t.tasks,
+            tasks_at_once=t.tasks_at_once,
+            report_every=t.report_every,
+        )
+        self._advance = spread(run, experiment.devices, experiment.backend, donate=(0,))
+        self._validator = Evaluator(experiment, "val") if t.validate_every else None
+        self._report = _Report(t, metrics, meter)
+
+    def take(self, state: MetaState) -> MetaState:
+        """Takes the meta-steps that are left."""
+        t, step = self._training, int(state.step)
+        state = replicate(state, self._devices)
+        if not t.steps:  # what there is to evaluate is the start
+            self._save(step, state)
+        if step < t.steps:
+            say("compiling the meta-step; this takes a moment the first time")
+        while step < t.steps:
+            until = self._next_stop(step)
+            state = self._steps(state, step, until)
+            step = until
+            if self._validator and (step % t.validate_every == 0 or step == t.steps):
+                self._validate(step, state)
+            stopping = agreed(self._stop.requested)
+            if step % t.checkpoint_every == 0 or step == t.steps or stopping:
+                self._save(step, state)
+            if stopping:
+                raise Interrupted(f"stopped after meta-step {step} of {t.steps}; run the same command to go on")
+        return state
+
+    def _next_stop(self, step: int) -> int:
+        """The meta-step before which nothing is to be reported, validated or kept."""
+        t = self._training
+        every = (t.report_every, t.checkpoint_every, t.validate_every)
+        return min(t.steps, *((step // n + 1) * n for n in every if n))
+
+    def _steps(self, state: MetaState, step: int, until: int) -> MetaState:
         logs = []
-        for tasks, count in feed.between(step, until):
-            state, log = advance(state, tasks, np.int32(count))
+        for tasks, count in self._feed.between(step, until):
+            state, log = self._advance(state, tasks, np.int32(count))
+            self._meter.start()  # the first call returns when the program is compiled
             jax.block_until_ready(logs[-1:])  # two calls under way at most, since each may hold its tasks' images
             logs.append((count, log))
-        report.show_last()  # while the device computes the next ones
-        report.add(step, until, logs)
-        step = until
-        at_end = step == c.steps
-        if validator and (step % c.validate_every == 0 or at_end):
-            report.show_last()
-            _validate(validator, c.validation_tasks, state, checkpoints, metrics)
-        stopping = agreed(stop.requested)
-        if step % c.checkpoint_every == 0 or at_end or stopping:
-            report.show_last()
-            checkpoints.save("latest", step, state)
-        if stopping:
-            raise Interrupted(f"stopped after meta-step {step} of {c.steps}; run the same command to go on")
+        self._report.show_last()  # while the device computes the next ones
+        self._report.add(step, until, logs)
+        return state
+
+    def _save(self, step: int, state: MetaState) -> None:
+        self._report.show_last()
+        with self._meter.paused():
+            _check_finite(step, state)
+            self._checkpoints.save("latest", step, state)
+
+    def _validate(self, step: int, state: MetaState) -> None:
+        """Scores the state on the validation tasks and keeps it if it is the best so far."""
+        self._report.show_last()
+        with self._meter.paused():
+            result = self._validator(state.params, state.stats, self._training.validation_tasks)
+            facts = self._checkpoints.facts("best")
+            best = facts.get("score", facts.get("accuracy", -math.inf))
+            self._metrics.write(step, "val", **result.means)
+            mark = ""
+            if result.score > best:  # which no number that is not one fulfils
+                _check_finite(step, state)
+                self._checkpoints.save("best", step, state, score=result.score)
+                mark = ", the best so far"
+        say(f"step {step:>6}  validation {result}{mark}")
 
 
-def _next(step: int, every: int) -> float:
-    return (step // every + 1) * every if every else float("inf")
+class NotFinite(UserError):
+    """Training came to a number that is infinite or none."""
 
 
-def _validate(validator, tasks, state, checkpoints, metrics):
-    """Scores the state on the validation tasks and keeps it if it is the best so far."""
-    step = int(state.step)
-    result = validator(state.params, state.stats, tasks)
-    best = checkpoints.facts("best").get("accuracy", -1.0)
-    metrics.write(step, "val", loss=result.loss, accuracy=result.accuracy, ci95=result.ci95)
-    mark = ""
-    if result.accuracy > best:
-        checkpoints.save("best", step, state, accuracy=result.accuracy)
-        mark = ", the best so far"
-    say(f"step {step:>6}  validation accuracy {result.accuracy:.2%} ± {result.ci95:.2%}{mark}")
+def _check_finite(step: int, state: MetaState) -> None:
+    """Refuses to keep a state that no training can go on from."""
+    for part in (state.params, state.stats):
+        for name, leaf in tree.by_name(jax.device_get(part)).items():
+            if not np.isfinite(leaf).all():
+                raise _not_finite(step, f"{name} has an entry that is not finite")
+
+
+def _not_finite(step: int, what: str) -> NotFinite:
+    return NotFinite(
+        f"meta-step {step}: {what}; the checkpoint before stays. Lower inner.encoder_rate and inner.head_rate, or "
+        "outer.rate, or clip with outer.clip, in a new work directory"
+    )
 
 
 class _Report:
     """Writes what a call measured, one call late, so that the host does not wait for the device."""
 
-    def __init__(self, config, metrics, step):
-        self._config, self._metrics, self._first = config, metrics, step
-        self._pending = None
-        self._clock = time.perf_counter()
-        self._started = None  # set after the first call, which includes compilation
+    def __init__(self, training: Training, metrics: MetricsWriter | NoMetrics, meter: Meter):
+        self._training, self._metrics, self._meter = training, metrics, meter
+        self._pending, self._seconds = None, 0.0
 
-    def add(self, start, end, logs):
+    def add(self, start: int, end: int, logs: list) -> None:
+        """What is to be shown next: the logs of the meta-steps from `start` to `end`, on their way from the device."""
         self._pending = (start, end, logs)
 
-    def show_last(self):
+    def show_last(self) -> None:
+        """Waits for what was added, writes and shows it.
+
+        Raises:
+          NotFinite: a loss is infinite or no number.
+        """
         if self._pending is None:
             return
-        start, end, logs = self._pending
-        self._pending = None
+        (start, end, logs), self._pending = self._pending, None
         logs = [{name: values[:count] for name, values in log.items()} for count, log in jax.device_get(logs)]
-        means = {name: float(np.concatenate([log[name] for log in logs]).mean()) for name in logs[0]}
-        now = time.perf_counter()
-        rate = (end - start) * self._config.train.tasks / (now - self._clock)
-        self._clock = now
+        values = {name: np.concatenate([log[name] for log in logs]) for name in logs[0]}
+        finite = np.isfinite(values["loss"])
+        if not finite.all():
+            at = int(finite.argmin())
+            raise _not_finite(start + at + 1, f"the query loss is {values['loss'][at]}")
+        means = {name: float(rows.mean()) for name, rows in values.items()}
+        before, self._seconds = self._seconds, self._meter.seconds
+        rate = (end - start) * self._training.tasks / max(self._seconds - before, 1e-9)
         self._metrics.write(end, "train", **means, tasks_per_second=rate)
-        left = ""
-        if self._started:
-            since, at = self._started
-            left = f"  {duration((self._config.train.steps - end) * (now - since) / (end - at))} left"
-        else:
-            self._started = (now, end)
-        total = self._config.train.steps
+        self._meter.advance(end)
         accuracy = f"  accuracy {means['accuracy']:.2%}" if "accuracy" in means else ""
-        say(f"step {end:>6} / {total}  loss {means['loss']:.4f}{accuracy}  {rate:.1f} tasks/s{left}")
+        left = f"  {self._meter.left}" if self._meter.left else ""
+        say(f"step {end:>6} / {self._training.steps}  loss {means['loss']:.4f}{accuracy}  {rate:.1f} tasks/s{left}")
 
 
 class _StopSignal:

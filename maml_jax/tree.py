@@ -33,3 +33,25 @@ def partition(tree: PyTree, predicate: Callable[[str], bool]) -> tuple[PyTree, P
 def merge(left: PyTree, right: PyTree) -> PyTree:
     """Undoes `partition`: takes each leaf from the side that has it."""
     return jax.tree.map(lambda l, r: r if l is None else l, left, right, is_leaf=lambda x: x is None)
+
+
+def by_name(tree: PyTree) -> dict[str, Any]:
+    """All leaves by their names."""
+    return {name_of(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def map_prefix(function: Callable[[Any, PyTree], PyTree], prefix: PyTree, tree: PyTree) -> PyTree:
+    """Applies `function(leaf, part)` to every leaf of `prefix` and the part of the tree that stands at its place.
+
+    Raises:
+      ValueError: `prefix` is not the upper part of the tree.
+    """
+    structure = jax.tree.structure(prefix)
+    try:
+        parts = structure.flatten_up_to(tree)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"a tree with entries {', '.join(names(prefix))} does not fit one with {', '.join(names(tree))}: give one "
+            "value for all, or a tree whose branches are those of the other, down to any depth"
+        ) from error
+    return structure.unflatten(function(leaf, part) for leaf, part in zip(jax.tree.leaves(prefix), parts, strict=True))

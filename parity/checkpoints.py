@@ -5,7 +5,6 @@ what training left. Names in the state dicts lack the `encoder.` and `classifier
 """
 
 import os
-import runpy
 import shutil
 import tempfile
 from collections import OrderedDict
@@ -30,7 +29,6 @@ from maml_jax.tree import PyTree
 from parity import convert
 from parity.golden import block_of
 
-_CONFIGS = Path(__file__).parent.parent / "configs"
 # The original's encoders, with the channels of the first and of the last block.
 _CHANNELS = {
     "convnet4": (32, 32),
@@ -60,7 +58,7 @@ def import_pth(path: Path, workdir: Path, config_file: Path | None = None) -> st
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise DataError(f"{workdir} exists and is not an empty folder; give a new one")
     stored = _load(path)
-    config = _config(path, stored, _base(config_file or _CONFIGS / "mini_5w1s.py"))
+    config = _config(path, stored, config_lib.from_file(config_file) if config_file else config_lib.preset("mini_5w1s"))
     state = _state(path, stored, config)
     workdir.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{workdir.name}.", dir=workdir.parent))
@@ -93,7 +91,7 @@ def export_pth(workdir: Path, path: Path) -> str:
       DataError: the run has no checkpoint, or cannot be read, or the file cannot be written.
       ConfigError: the original has no such model.
     """
-    config = config_lib.load(workdir / "config.json", _base(_CONFIGS / "default.py"))
+    config = config_lib.load(workdir / "config.json")
     name = _encoder_name(config)
     size = config.data.image_size
     model = experiment.build_model(config, config.task.way, (size, size, 3))
@@ -112,13 +110,6 @@ def export_pth(workdir: Path, path: Path) -> str:
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}") from error
     return f"{path}: {name}, {config.task.way}-way, the {config.eval.checkpoint} checkpoint of {workdir}"
-
-
-def _base(path: Path) -> ml_collections.ConfigDict:
-    try:
-        return runpy.run_path(str(path))["get_config"]()
-    except Exception as error:  # whatever the user's file raises
-        raise ConfigError(f"cannot read the configuration {path}: {type(error).__name__}: {error}") from error
 
 
 # Reading

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from configs import default
 from maml_jax import experiment, tree
+from maml_jax.config import default
 from maml_jax.episode import Episode
 from maml_jax.meta.outer import meta_gradient
 from maml_jax.meta.step import init_state
@@ -68,7 +68,7 @@ METHODS = {
 
 def config_of(method: Method) -> ml_collections.ConfigDict:
     """Our configuration of a method, at tiny shapes."""
-    config = default.get_config()
+    config = default()
     config.update_from_flattened_dict(_BASE | method.ours)
     return config
 

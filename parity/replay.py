@@ -15,8 +15,8 @@ import ml_collections
 import numpy as np
 import optax
 
-from configs import default
 from maml_jax import experiment, tree
+from maml_jax.config import default
 from maml_jax.episode import Episode
 from maml_jax.meta.inner import InnerLoop
 from maml_jax.meta.outer import task_loss
@@ -86,7 +86,7 @@ def disturbed(case: GoldenCase, seed: int) -> GoldenCase:
 
 def config_of(case: GoldenCase) -> ml_collections.ConfigDict:
     """The configuration that a case describes, but for `inner.fixed`, which takes the names of the parameters."""
-    config = default.get_config()
+    config = default()
     config.model.encoder = case.encoder.replace("-", "_")
     config.model.width = case.width
     config.model.norm = convert.norm_of(case.norm)

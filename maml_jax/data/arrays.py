@@ -40,9 +40,9 @@ class Labelled(NamedTuple):
     """The images of a split.
 
     Attributes:
-      take: Gives those at some places: uint8 `[places, height, width, 3]`, RGB.
-      labels: One integer per image.
-      names: Names of the labels, as far as the files tell.
+      take: gives those at some places: uint8 `[places, height, width, 3]`, RGB.
+      labels: one integer per image.
+      names: names of the labels, as far as the files tell.
     """
 
     take: Callable[[np.ndarray], np.ndarray]
@@ -54,9 +54,9 @@ class ArraySplits:
     """Lists the classes of splits, of which it keeps one in memory: mini-ImageNet's largest has 813 MB of images.
 
     Args:
-      read: Reads a split.
-      origins: The file that each split is read from, for messages.
-      image_size: Side of the images in pixels, to which others are resized.
+      read: reads a split.
+      origins: the file that each split is read from, for messages.
+      image_size: side of the images in pixels, to which others are resized.
     """
 
     def __init__(self, read: Callable[[str], Labelled], origins: Mapping[str, Path], image_size: int):
@@ -94,7 +94,7 @@ class ArraySplits:
 
 
 def find(root: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Path]:
-    """Returns the first file that is there of each split's possible `names`; splits without one are left out."""
+    """The first file that is there of each split's possible `names`; splits without one are left out."""
     found = {}
     for split in SPLITS:
         for name in names[split]:
@@ -107,11 +107,11 @@ def read_pickle(file: Path, native: int = 0) -> Labelled:
     """Reads a pickled dict of `data`, uint8 `[images, height, width, 3]`, and `labels`, one integer per image.
 
     Args:
-      file: The pickle.
-      native: If not 0, the height and width that the images must have.
+      file: the pickle.
+      native: if not 0, the height and width that the images must have.
 
     Raises:
-      DataError: If it holds anything else, which is not executed.
+      DataError: if it holds anything else, which is not executed.
     """
     content = require(safe_pickle.load(file), ["data", "labels"], file)
     data = as_array(content["data"], file, "data")
@@ -129,7 +129,7 @@ def read_npz(file: Path, labels_file: Path) -> Labelled:
     The images stay on disk: in the archive itself, or in a temporary file if that is compressed.
 
     Raises:
-      DataError: If the files are damaged, hold anything else, or differ in number.
+      DataError: if the files are damaged, hold anything else, or differ in number.
     """
     array = _open_npz(file, "images")
     _check_images(array.dtype, array.shape, f"{file}: 'images'")
@@ -144,7 +144,7 @@ def read_encoded(file: Path, labels_file: Path) -> Labelled:
     them is RGB.
 
     Raises:
-      DataError: If the files are damaged, hold anything else, differ in number, or the images in size.
+      DataError: if the files are damaged, hold anything else, differ in number, or the images in size.
     """
     encoded = safe_pickle.load(file)
     if not isinstance(encoded, list | tuple | np.ndarray) or not all(
@@ -171,7 +171,7 @@ def read_encoded(file: Path, labels_file: Path) -> Labelled:
 
 
 def _read_labels(file: Path, count: int, images_file: Path) -> tuple[np.ndarray, dict[int, str]]:
-    """Returns tiered-ImageNet's labels, under either of the keys in use, and their names where given."""
+    """tiered-ImageNet's labels, under either of the keys in use, and their names where given."""
     content = safe_pickle.load(file)
     found = [key for key in _LABEL_KEYS if isinstance(content, dict) and {key, key.encode()} & content.keys()]
     key = found[0] if found else _LABEL_KEYS[0]
@@ -185,10 +185,10 @@ def _read_labels(file: Path, count: int, images_file: Path) -> tuple[np.ndarray,
 
 
 def require(content: Any, keys: Sequence[str], origin: object) -> dict[str, Any]:
-    """Returns an unpickled dict with text for keys, where Python 2 or 3 may have left bytes.
+    """An unpickled dict with text for keys, where Python 2 or 3 may have left bytes.
 
     Raises:
-      DataError: If it is none, or lacks one of `keys`.
+      DataError: if it is none, or lacks one of `keys`.
     """
     expected = " and ".join(map(repr, keys))
     if not isinstance(content, dict):
@@ -207,10 +207,10 @@ def _check_images(dtype: np.dtype, shape: tuple[int, ...], what: str, native: in
 
 
 def as_array(value: Any, origin: object, key: str) -> np.ndarray:
-    """Returns an unpickled array, or list of numbers or of arrays, as an array.
+    """An unpickled array, or list of numbers or of arrays, as an array.
 
     Raises:
-      DataError: If the elements differ in shape, or are lists, which a small pickle could hold without number.
+      DataError: if the elements differ in shape, or are lists, which a small pickle could hold without number.
     """
     if isinstance(value, list | tuple) and any(isinstance(element, list | tuple | dict) for element in value):
         raise DataError(f"{origin}: '{key}' is a list of lists, expected an array")
@@ -255,7 +255,7 @@ class _Rows:
             raise ValueError(f"an array of shape {list(self.shape)} in {content} bytes")
 
     def __getitem__(self, places: np.ndarray) -> np.ndarray:
-        """Returns the rows at ascending `places`."""
+        """The rows at ascending `places`."""
         rows = np.empty((len(places), *self.shape[1:]), self.dtype)
         runs = np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) != 1) + 1)
         for run in runs:

@@ -24,6 +24,8 @@ Draws = Mapping[str, jax.Array]
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation per channel, of images in [0, 1]."""
 
+IMAGENET_STATISTICS: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
 _PADDING = 8  # black pixels that a crop may reach over each edge
 _JITTER = 0.4  # brightness, contrast and saturation change by up to this fraction
 _STEPS = 4096  # a power of two, so that multiples of its inverse are exact

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from maml_jax.data import arrays, folder, images, safe_pickle
+from maml_jax.data.archive import Tree, open_tree
+from maml_jax.data.dataset import DataSet
 from maml_jax.data.download import Download
+from maml_jax.data.layout import by_last_folder
 from maml_jax.data.source import SPLITS, ClassImages, LazySplits, MissingFiles, Source, published_split, stamp
-from maml_jax.data.tree import Tree, open_tree
 from maml_jax.errors import DataError
 
 VERSION = 1
@@ -33,23 +35,24 @@ ARCHIVE = Download(
     169_001_437,
     "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
 )
+_STATISTICS = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 _PREFIXES = {"cifar_fs": "CIFAR_FS_", "fc100": "FC100_"}
 _OFFICIAL = "cifar-100-python"
 
 
 def source(root: str | os.PathLike[str], name: str, image_size: int = IMAGE_SIZE) -> Source:
-    """Returns CIFAR-FS or FC100 as a data set: RGB, uint8 `[600, size, size, 3]` per class, classes sorted by name.
+    """CIFAR-FS or FC100 as a data set: RGB, uint8 `[600, size, size, 3]` per class, classes sorted by name.
 
     Args:
-      root: Folder with `[CIFAR_FS_]{train,val,test}.pickle` (`FC100_` for FC100), each a dict of `data` (uint8
+      root: folder with `[CIFAR_FS_]{train,val,test}.pickle` (`FC100_` for FC100), each a dict of `data` (uint8
         `[images, 32, 32, 3]`) and `labels` (one integer per image); or with `cifar-100-python.tar.gz`, or the folder
         `cifar-100-python` that it unpacks to; or with class folders named as CIFAR-100's fine labels, at whatever
         depth, or a zip or tar archive of such, such as `cifar100.zip`. The first found is taken.
       name: 'cifar_fs' or 'fc100'.
-      image_size: Side of the images in pixels, to which they are resized, bilinearly with antialiasing.
+      image_size: side of the images in pixels, to which they are resized, bilinearly with antialiasing.
 
     Raises:
-      MissingFiles: If no form is complete. That files are undamaged shows as they are read.
+      MissingFiles: if no form is complete. That files are undamaged shows as they are read.
     """
     root = Path(root)
     pickles = arrays.find(root, {split: (f"{_PREFIXES[name]}{split}.pickle", f"{split}.pickle") for split in SPLITS})
@@ -72,7 +75,7 @@ def source(root: str | os.PathLike[str], name: str, image_size: int = IMAGE_SIZE
 
 
 def fine_labels() -> list[str]:
-    """Returns the names of CIFAR-100's fine labels, in the order of their numbers, which is the alphabet's."""
+    """The names of CIFAR-100's fine labels, in the order of their numbers, which is the alphabet's."""
     return sorted(name for names in published_split("cifar_fs").values() for name in names)
 
 
@@ -138,8 +141,8 @@ class _Official:
 
 
 def _listing(tree: Tree, name: str) -> dict[str, dict[str, list[str]]]:
-    """Returns the images of class folders of CIFAR-100's names, at whatever depth."""
-    members = folder.by_last_folder(tree)
+    """The images of class folders of CIFAR-100's names, at whatever depth."""
+    members = by_last_folder(tree)
     names = published_split(name)
     lacking = [fine for split in SPLITS for fine in names[split] if fine not in members]
     if len(lacking) == len(fine_labels()):
@@ -153,6 +156,23 @@ def _missing(root: Path, name: str) -> MissingFiles:
     return MissingFiles(
         f"{name} is not in {root.absolute()}: it needs {_PREFIXES[name]}{{train,val,test}}.pickle, as "
         f"https://github.com/kjunelee/MetaOptNet distributes them, {ARCHIVE.file} of "
-        "https://www.cs.toronto.edu/~kriz/cifar.html, or images in folders or an archive named as CIFAR-100's classes; "
-        "set --config.data.dir=FOLDER"
+        "https://www.cs.toronto.edu/~kriz/cifar.html, or images in folders or an archive named as CIFAR-100's classes",
+        {"data.dir": "FOLDER"},
     )
+
+
+def _data_set(name: str, **classes: int) -> DataSet:
+    return DataSet(
+        name,
+        lambda data, root: source(root, name, data.image_size),
+        TERMS[name],
+        _STATISTICS,
+        classes,
+        (ARCHIVE,),
+        folder="cifar100",
+    )
+
+
+CIFAR_FS = _data_set("cifar_fs", train=64, val=16, test=20)
+FC100 = _data_set("fc100", train=60, val=20, test=20)
+DATA_SETS = (CIFAR_FS, FC100)

@@ -11,6 +11,7 @@ import functools
 
 import numpy as np
 
+from maml_jax.data.dataset import DataSet
 from maml_jax.data.source import ClassImages, Source
 
 VERSION = 1
@@ -31,16 +32,16 @@ _POINT_SPACING = 0.018
 
 
 def source(image_size: int = 28, classes: int = 1200, images_per_class: int = 20, seed: int = 0) -> Source:
-    """Returns the procedural characters as a data set: bright ink on black, uint8 `[images, size, size, 1]`.
+    """The procedural characters as a data set: bright ink on black, uint8 `[images, size, size, 1]`.
 
     Nine twelfths of the classes are for training, one for validation, two for the test: 900, 100 and 200 of 1200.
     Image `i` of class `c` depends on nothing but `(seed, c, i, image_size)`.
 
     Args:
-      image_size: Side of the images in pixels.
-      classes: Number of characters in all.
-      images_per_class: Images of each character.
-      seed: Which alphabet; not negative.
+      image_size: side of the images in pixels.
+      classes: number of characters in all.
+      images_per_class: images of each character.
+      seed: which alphabet; not negative.
     """
     splits, start = {}, 0
     for split, end in _SPLIT_ENDS.items():
@@ -124,7 +125,7 @@ def _write(strokes: list[np.ndarray], rng: np.random.Generator) -> tuple[list[np
 
 
 def _spline(knots: np.ndarray, samples: int) -> np.ndarray:
-    """Returns points on the uniform Catmull-Rom spline through `knots`: `[images, knots, 2]` to `[images, samples, 2]`.
+    """Points on the uniform Catmull-Rom spline through `knots`: `[images, knots, 2]` to `[images, samples, 2]`.
 
     Between the middle two of four knots, at `t` in [0, 1]: `(w0 p0 + w1 p1 + w2 p2 + w3 p3) / 2` with the weights
     below. A knot reflected beyond each end makes the outer pieces like the others; two knots give a straight line.
@@ -150,3 +151,10 @@ def _ink(points: np.ndarray, radii: np.ndarray, image_size: int) -> np.ndarray:
         np.minimum(nearest, squared[:, i, 1, :, None] + squared[:, i, 0, None, :], out=nearest)
     edge = (radii.astype(np.float32)[:, None, None] - np.sqrt(nearest)) * image_size + 0.5
     return np.round(255 * np.clip(edge, 0, 1)).astype(np.uint8)
+
+
+DATA_SET = DataSet(
+    "glyphs",
+    lambda data, root: source(data.image_size, seed=data.split_seed),
+    "Drawn by this program; no terms.",
+)

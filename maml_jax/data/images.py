@@ -11,14 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
+from maml_jax.data.archive import Tree
 from maml_jax.data.source import ClassImages
-from maml_jax.data.tree import Tree
 from maml_jax.errors import DataError
 
 _MODES = {1: "L", 3: "RGB"}
 """Pillow's mode for a number of channels."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
-"""Those of `tree.IMAGE_SUFFIXES`. Pillow goes by the content, and runs other programs for some formats, such as EPS."""
+"""Those of `archive.IMAGE_SUFFIXES`. Pillow goes by the content, and runs programs for some formats, such as EPS."""
 _DEEP_MODES = ("I", "F")
 """How the modes begin whose pixels have more than 8 bits: converting them would cut them off at 255."""
 
@@ -27,12 +27,12 @@ def decode(content: bytes, mode: str, origin: str) -> Image.Image:
     """Decodes an image file.
 
     Args:
-      content: The file's bytes, in one of `_FORMATS`.
+      content: the file's bytes, in one of `_FORMATS`.
       mode: Pillow's mode to convert to: 'L' for grey, 'RGB' for colour.
-      origin: Name of the file, for messages.
+      origin: name of the file, for messages.
 
     Raises:
-      DataError: If the file is damaged, no image, or has more than 8 bits per channel.
+      DataError: if the file is damaged, no image, or has more than 8 bits per channel.
     """
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
@@ -77,14 +77,14 @@ def resize_all(images: np.ndarray, size: int) -> np.ndarray:
 def class_images(
     tree: Tree, name: str, members: Sequence[str], size: int, native: int = 0, channels: int = 3
 ) -> ClassImages:
-    """Returns a class whose images are members of a tree.
+    """A class whose images are members of a tree.
 
     Args:
-      tree: Where they are.
-      name: Name of the class.
-      members: Their paths.
-      size: Side of the images in pixels, to which others are resized.
-      native: If not 0, the side that every image must come with.
+      tree: where they are.
+      name: name of the class.
+      members: their paths.
+      size: side of the images in pixels, to which others are resized.
+      native: if not 0, the side that every image must come with.
       channels: 3 to convert to RGB, 1 to convert to grey.
     """
     load = functools.partial(_load, tree, members, size, native, channels)

@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 from maml_jax.data import folder
+from maml_jax.data.archive import Folder
+from maml_jax.data.dataset import DataSet
+from maml_jax.data.lists import listed
 from maml_jax.data.source import MissingFiles, Source
-from maml_jax.data.tree import Folder
 
 VERSION = 1
 """Raise it with any change to the pixels, so that stores are built anew."""
@@ -18,28 +20,37 @@ TERMS = (
 
 
 def source(root: str | os.PathLike[str], image_size: int = 84) -> Source:
-    """Returns meta-iNat as a data set: RGB, uint8 `[images, size, size, 3]` per class, classes sorted by label.
+    """meta-iNat as a data set: RGB, uint8 `[images, size, size, 3]` per class, classes sorted by label.
 
     There is no validation split.
 
     Args:
-      root: Folder with `images/` and `fs-splits/{train,test}.csv`, lists of lines `path,label`.
-      image_size: Side of the images in pixels, to which they are resized, bilinearly with antialiasing.
+      root: folder with `images/` and `fs-splits/{train,test}.csv`, lists of lines `path,label`.
+      image_size: side of the images in pixels, to which they are resized, bilinearly with antialiasing.
 
     Raises:
-      MissingFiles: If the lists are not there.
-      DataError: If a list is malformed or names what is not there.
+      MissingFiles: if the lists are not there.
+      DataError: if a list is malformed or names what is not there.
     """
     root = Path(root)
     tree = Folder(root)
-    listing = folder.listed(tree) if root.is_dir() else {}
+    listing = listed(tree) if root.is_dir() else {}
     if not {"train", "test"} <= set(listing):
         raise MissingFiles(
             f"meta-iNat is not complete in {root.absolute()}: it needs images/ with the training images of iNaturalist "
             "2017 (https://github.com/visipedia/inat_comp/tree/master/2017; 186 GB) and fs-splits/train.csv and "
-            "test.csv of lines 'path,label' (https://github.com/daviswer/fewshotlocal makes them); set "
-            "--config.data.dir=FOLDER"
+            "test.csv of lines 'path,label' (https://github.com/daviswer/fewshotlocal makes them)",
+            {"data.dir": "FOLDER"},
         )
     return folder.image_source(
         f"inat2017-{image_size}", tree, lambda: listing, image_size, {"version": VERSION, "files": [tree.stamp()]}
     )
+
+
+DATA_SET = DataSet(
+    "inat2017",
+    lambda data, root: source(root, data.image_size),
+    TERMS,
+    ((0.4905, 0.4961, 0.4330), (0.1737, 0.1713, 0.1779)),
+    {"train": 908, "test": 227},
+)

@@ -10,8 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from maml_jax.data import arrays, folder
+from maml_jax.data.archive import Folder
+from maml_jax.data.augment import IMAGENET_STATISTICS
+from maml_jax.data.dataset import DataSet
+from maml_jax.data.layout import split_folders
+from maml_jax.data.lists import listed
 from maml_jax.data.source import SPLITS, LazySplits, MissingFiles, Source, stamp
-from maml_jax.data.tree import Folder
 
 VERSION = 2
 """Raise it with any change to the pixels or the classes' names, so that stores are built anew."""
@@ -35,18 +39,18 @@ _PICKLES = {
 
 
 def source(root: str | os.PathLike[str], image_size: int = 84) -> Source:
-    """Returns mini-ImageNet as a data set: RGB, uint8 `[images, size, size, 3]` per class, classes sorted by label.
+    """mini-ImageNet as a data set: RGB, uint8 `[images, size, size, 3]` per class, classes sorted by label.
 
     Args:
-      root: Folder with the pickles, `[miniImageNet_category_split_]{train_phase_train,val,test}.pickle`, each a dict of
+      root: folder with the pickles, `[miniImageNet_category_split_]{train_phase_train,val,test}.pickle`, each a dict of
         `data` (uint8 `[images, 84, 84, 3]`) and `labels` (one integer per image); or with `images/` and the lists
         `[ravi_]{train,val,test}.csv` of lines `filename,label`, which may also be in `splits/`; or with class folders
         in `train/`, `val/` and `test/`. Pickles go first, then lists.
-      image_size: Side of the images in pixels; images of another size are resized, bilinearly with antialiasing.
+      image_size: side of the images in pixels; images of another size are resized, bilinearly with antialiasing.
 
     Raises:
-      MissingFiles: If no form is complete.
-      DataError: If a list is malformed. That files are undamaged shows as they are read.
+      MissingFiles: if no form is complete.
+      DataError: if a list is malformed. That files are undamaged shows as they are read.
     """
     root = Path(root)
     name, shape = f"mini_imagenet-{image_size}", (image_size, image_size, 3)
@@ -58,8 +62,8 @@ def source(root: str | os.PathLike[str], image_size: int = 84) -> Source:
     tree = Folder(root)
     if root.is_dir():
         for form in (
-            functools.partial(folder.listed, tree, ("", "ravi_")),
-            functools.partial(folder.split_folders, tree),
+            functools.partial(listed, tree, ("", "ravi_")),
+            functools.partial(split_folders, tree),
         ):
             if len(listing := form()) == len(SPLITS):
                 fingerprint = {"version": VERSION, "files": [tree.stamp()]}
@@ -73,6 +77,15 @@ def _missing(root: Path, pickles: Mapping[str, Path]) -> MissingFiles:
         f"mini-ImageNet is not complete in {root.absolute()}: as pickles it lacks {', '.join(no_pickles)} (or the same "
         f"without '{_LONG_PREFIX}'); as images it needs train.csv, val.csv, test.csv and images/, or class folders in "
         "train/, val/ and test/. Get the pickles that https://github.com/kjunelee/MetaOptNet distributes, or the lists "
-        "of https://github.com/twitter-archive/meta-learning-lstm and the images of ImageNet, and set "
-        "--config.data.dir=FOLDER"
+        "of https://github.com/twitter-archive/meta-learning-lstm and the images of ImageNet",
+        {"data.dir": "FOLDER"},
     )
+
+
+DATA_SET = DataSet(
+    "mini_imagenet",
+    lambda data, root: source(root, data.image_size),
+    TERMS,
+    IMAGENET_STATISTICS,
+    {"train": 64, "val": 16, "test": 20},
+)

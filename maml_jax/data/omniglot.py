@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 
 from maml_jax.data import images
+from maml_jax.data.archive import Folder, Tree, Zip
+from maml_jax.data.dataset import DataSet
 from maml_jax.data.download import Download
 from maml_jax.data.source import SPLITS, ClassImages, LazySplits, MissingFiles, Source, read_list
-from maml_jax.data.tree import Folder, Tree, Zip
 from maml_jax.errors import ConfigError, DataError
 
 VERSION = 1
@@ -48,22 +49,22 @@ _MEMBER = re.compile(r"(?:.*/)?(?P<name>[^/]+/character\d\d)/[^/]+\.png")
 
 
 def source(root: str | os.PathLike[str], split: str = "", image_size: int = 28, seed: int = 0) -> Source:
-    """Returns Omniglot as a data set: bright ink on black, uint8 `[20, size, size, 1]` per class.
+    """Omniglot as a data set: bright ink on black, uint8 `[20, size, size, 1]` per class.
 
     Rotated copies of the classes, which many papers add, are left to sampling.
 
     Args:
-      root: Folder with the two archives, or with the two folders they unpack to.
+      root: folder with the two archives, or with the two folders they unpack to.
       split: 'vinyals' (or ''), the 1028 / 172 / 423 classes of Matching Networks (alphabets are kept together but for
         one), or 'random', as in MAML: 1200 random classes, of which the last 100 are for validation, and 423 for the
         test.
-      image_size: Side of the images in pixels; the 105 pixels of the originals are resized by an antialiasing Lanczos
+      image_size: side of the images in pixels; the 105 pixels of the originals are resized by an antialiasing Lanczos
         filter, as in MAML.
-      seed: Seed of the random split.
+      seed: seed of the random split.
 
     Raises:
-      ConfigError: If there is no such split.
-      MissingFiles: If an archive and its folder are missing. That they are complete and undamaged shows as they are
+      ConfigError: if there is no such split.
+      MissingFiles: if an archive and its folder are missing. That they are complete and undamaged shows as they are
         read.
     """
     split = split or CLASS_SPLITS[0]
@@ -88,7 +89,7 @@ def source(root: str | os.PathLike[str], split: str = "", image_size: int = 28, 
 
 
 def vinyals_split() -> dict[str, list[str]]:
-    """Returns the class names, 'Alphabet/characterNN', of each split of Matching Networks."""
+    """The class names, 'Alphabet/characterNN', of each split of Matching Networks."""
     names: dict[str, list[str]] = {split: [] for split in SPLITS}
     for split, alphabet, first, last in read_list("omniglot_vinyals"):
         names[split] += [f"{alphabet}/character{c:02d}" for c in range(int(first), int(last) + 1)]
@@ -96,7 +97,7 @@ def vinyals_split() -> dict[str, list[str]]:
 
 
 def random_split(seed: int) -> dict[str, list[str]]:
-    """Returns the class names of MAML's kind of split: 1100, 100 and 423 random classes."""
+    """The class names of MAML's kind of split: 1100, 100 and 423 random classes."""
     everything = sorted(name for names in vinyals_split().values() for name in names)
     shuffled = [everything[i] for i in np.random.default_rng(seed).permutation(len(everything))]
     return {"train": shuffled[:1100], "val": shuffled[1100:1200], "test": shuffled[1200:]}
@@ -115,8 +116,8 @@ def _find_parts(root: Path) -> list[Tree]:
     if missing:
         raise MissingFiles(
             f"Omniglot needs {' and '.join(missing)} in {root.absolute()}; get them from "
-            "https://github.com/brendenlake/omniglot (python/images_background.zip and images_evaluation.zip) and set "
-            "--config.data.dir=FOLDER"
+            "https://github.com/brendenlake/omniglot (python/images_background.zip and images_evaluation.zip)",
+            {"data.dir": "FOLDER"},
         )
     return parts
 
@@ -147,6 +148,14 @@ def _class_images(name: str, part: Tree, members: list[str], size: int) -> Class
 
 
 def _image(part: Tree, member: str, size: int) -> np.ndarray:
-    """Returns one image, inverted so that ink is bright: uint8 `[size, size, 1]`."""
+    """One image, inverted so that ink is bright: uint8 `[size, size, 1]`."""
     image = images.decode(part.read(member), "L", f"{member} in {part.path}")
     return 255 - images.to_square(image, size, Image.Resampling.LANCZOS)
+
+
+DATA_SET = DataSet(
+    "omniglot",
+    lambda data, root: source(root, data.split, data.image_size, data.split_seed),
+    TERMS,
+    downloads=ARCHIVES,
+)

@@ -28,13 +28,13 @@ def load(path: str | os.PathLike[str]) -> Any:
     in which NumPy kept the bytes of arrays, are read as Latin-1.
 
     Args:
-      path: The file.
+      path: the file.
 
     Returns:
       What was pickled. Its arrays are read-only.
 
     Raises:
-      DataError: If the file cannot be read, is damaged, or asks for anything else, which is then not executed.
+      DataError: if the file cannot be read, is damaged, or asks for anything else, which is then not executed.
     """
     path = Path(path)
     try:
@@ -66,10 +66,10 @@ class _Unpickler(pickle.Unpickler):
         self._origin = origin
 
     def find_class(self, module: str, name: str) -> "_Global":
-        """Returns the stand-in for a global of a module.
+        """The stand-in for a global of a module.
 
         Raises:
-          DataError: If there is none.
+          DataError: if there is none.
         """
         if (module, name) not in _GLOBALS:
             raise DataError(
@@ -163,8 +163,8 @@ def _resolve(value: Any, done: dict[int, Any]) -> Any:
     """Returns `value` with stand-ins replaced by their arrays, or raises if anything in it is not plain data.
 
     Args:
-      value: What was unpickled.
-      done: What became of the lists, tuples and dicts met so far, by identity. What is shared stays shared: a pickle of
+      value: what was unpickled.
+      done: what became of the lists, tuples and dicts met so far, by identity. What is shared stays shared: a pickle of
         a hundred bytes can hold a list of ten times a list of ten times a list, and so on, a thousand million elements.
     """
     if isinstance(value, _Array):

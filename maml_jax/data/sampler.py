@@ -6,35 +6,17 @@ says which images make it up, `finish_task` augments and labels them.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from maml_jax.data import sinusoid
 from maml_jax.data.augment import Statistics, prepare
-from maml_jax.data.sinusoid import SinusoidSpec
 from maml_jax.data.source import SPLITS
 from maml_jax.data.store import ClassStore
 from maml_jax.episode import Episode
 from maml_jax.errors import ConfigError
-
-
-class DeviceImages(NamedTuple):
-    """A class store on the device.
-
-    Attributes:
-      pixels: uint8 `[images, height, width, channels]`, sorted by class.
-      offsets: int32 `[classes + 1]`; class c's images are `pixels[offsets[c]:offsets[c + 1]]`.
-    """
-
-    pixels: jax.Array
-    offsets: jax.Array
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of an image."""
-        return self.pixels.shape[1:]
 
 
 class TaskDraw(NamedTuple):
@@ -92,21 +74,18 @@ def check_fit(spec: TaskSpec, store: ClassStore, section: str) -> None:
     classes = store.num_classes * (4 if spec.rotations else 1)
     if spec.way > classes:
         raise ConfigError(
-            f"{section}.way={spec.way}, but the {spec.split} split has only {classes} classes; "
-            f"lower it with --config.{section}.way={classes}"
+            f"{section}.way={spec.way}, but the {spec.split} split has only {classes} classes",
+            {f"{section}.way": classes},
         )
     smallest = int(store.counts.argmin())
     if spec.shot + spec.query > store.counts[smallest]:
+        left = int(store.counts[smallest]) - spec.shot
         raise ConfigError(
             f"{section}.shot={spec.shot} and {section}.query={spec.query} take {spec.shot + spec.query} images per "
             f"class, but class '{store.class_names[smallest]}' of the {spec.split} split has only "
-            f"{store.counts[smallest]}; lower --config.{section}.shot or --config.{section}.query"
+            f"{store.counts[smallest]}{'' if left > 0 else ', which leaves none to ask about'}",
+            {f"{section}.query": left} if left > 0 else {},
         )
-
-
-def to_device(store: ClassStore) -> DeviceImages:
-    """Copies a class store to the default device."""
-    return DeviceImages(jnp.asarray(store.images), jnp.asarray(store.offsets, jnp.int32))
 
 
 def draw_task(spec: TaskSpec, offsets: jax.Array, index: jax.Array) -> TaskDraw:
@@ -148,26 +127,37 @@ def finish_task(spec: TaskSpec, pixels: jax.Array, turns: jax.Array, index: jax.
 
     support = part(support_key, pixels[:, : spec.shot], spec.support_augment)
     query = part(query_key, pixels[:, spec.shot :], spec.query_augment)
-    return Episode(*support, *query)
+    return Episode(*support, *query, key=jax.random.fold_in(_task_key(spec, index), 4))
 
 
-def sample_task(spec: TaskSpec | SinusoidSpec, images: DeviceImages, index: jax.Array) -> Episode:
-    """Draws task `index` of the split whose images are on the device, if its tasks are made of images."""
-    if isinstance(spec, SinusoidSpec):
-        return sinusoid.sample_task(spec, index)
-    rows, turns = draw_task(spec, images.offsets, index)
-    return finish_task(spec, images.pixels[rows], turns, index)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["pixels", "offsets"], meta_fields=["spec"])
+@dataclasses.dataclass(frozen=True)
+class ImageTasks:
+    """The tasks of a split whose images are in the device's memory: `Tasks`.
 
+    Attributes:
+      spec: how they are drawn.
+      pixels: uint8 `[images, height, width, channels]`, sorted by class.
+      offsets: int32 `[classes + 1]`; class c's images are `pixels[offsets[c]:offsets[c + 1]]`.
+    """
 
-def sample_tasks(spec: TaskSpec, images: DeviceImages, indices: jax.Array) -> Episode:
-    """Draws the tasks `indices`, int32 `[tasks]`: an episode batch."""
-    return jax.vmap(lambda index: sample_task(spec, images, index))(indices)
+    spec: TaskSpec
+    pixels: jax.Array
+    offsets: jax.Array
+
+    def sample(self, index: jax.Array) -> Episode:
+        """Draws task `index`."""
+        rows, turns = draw_task(self.spec, self.offsets, index)
+        return finish_task(self.spec, self.pixels[rows], turns, index)
 
 
 def _keys(spec, index):
     """The keys of task `index`: of its classes, its images, and the augmentation of its support and of its query."""
-    key = jax.random.fold_in(jax.random.key(spec.seed), SPLITS.index(spec.split))
-    return jax.random.split(jax.random.fold_in(key, index), 4)
+    return jax.random.split(_task_key(spec, index), 4)
+
+
+def _task_key(spec, index):
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(spec.seed), SPLITS.index(spec.split)), index)
 
 
 def _draw_classes(key, spec, classes):

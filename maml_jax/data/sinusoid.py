@@ -6,19 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maml_jax.data.dataset import DataSet
 from maml_jax.data.source import SPLITS
-from maml_jax.data.store import ClassStore
 from maml_jax.episode import Episode
 
-NAME = "sinusoid"
 AMPLITUDES = (0.1, 5.0)
 PHASES = (0.0, float(np.pi))
 INPUTS = (-5.0, 5.0)
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class SinusoidSpec:
-    """How the tasks of one split are drawn. Hashable: a static argument.
+class SinusoidTasks:
+    """The tasks of one split: `Tasks` of a pytree without arrays.
+
+    Task i is y = a sin(x - b), with amplitude a, phase b and every x uniform in the ranges above.
 
     Attributes:
       seed: of the run.
@@ -32,26 +34,17 @@ class SinusoidSpec:
     shot: int
     query: int
 
-
-def sample_task(spec: SinusoidSpec, index: jax.Array) -> Episode:
-    """Draws task `index`: y = a sin(x - b), with amplitude a, phase b and every x uniform in the ranges above.
-
-    Args:
-      spec: how.
-      index: which task, int32 scalar.
-
-    Returns:
-      The episode; x and y are float32 `[shot, 1]` and `[query, 1]`.
-    """
-    key = jax.random.fold_in(jax.random.key(spec.seed), SPLITS.index(spec.split))
-    wave_key, point_key = jax.random.split(jax.random.fold_in(key, index))
-    ranges = jnp.asarray([AMPLITUDES, PHASES])
-    amplitude, phase = jax.random.uniform(wave_key, (2,), minval=ranges[:, 0], maxval=ranges[:, 1])
-    x = jax.random.uniform(point_key, (spec.shot + spec.query, 1), minval=INPUTS[0], maxval=INPUTS[1])
-    y = amplitude * jnp.sin(x - phase)
-    return Episode(x[: spec.shot], y[: spec.shot], x[spec.shot :], y[spec.shot :])
+    def sample(self, index: jax.Array) -> Episode:
+        """Draws task `index`, whose x and y are float32 `[shot, 1]` and `[query, 1]`."""
+        key = jax.random.fold_in(jax.random.key(self.seed), SPLITS.index(self.split))
+        key = jax.random.fold_in(key, index)
+        wave_key, point_key = jax.random.split(key)
+        ranges = jnp.asarray([AMPLITUDES, PHASES])
+        amplitude, phase = jax.random.uniform(wave_key, (2,), minval=ranges[:, 0], maxval=ranges[:, 1])
+        x = jax.random.uniform(point_key, (self.shot + self.query, 1), minval=INPUTS[0], maxval=INPUTS[1])
+        y = amplitude * jnp.sin(x - phase)
+        shot = self.shot
+        return Episode(x[:shot], y[:shot], x[shot:], y[shot:], key=jax.random.fold_in(key, 2))
 
 
-def stores() -> dict[str, ClassStore]:
-    """What stands in for the images of each split: none, of shape (1,), which is that of an input."""
-    return {split: ClassStore(np.zeros((0, 1), np.uint8), np.zeros(1, np.int64), (), split) for split in SPLITS}
+DATA_SET = DataSet("sinusoid", None, "Drawn by this program; no terms.", tasks=SinusoidTasks)

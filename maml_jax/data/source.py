@@ -25,10 +25,10 @@ class ClassImages:
     """The images of one class, not read yet.
 
     Attributes:
-      name: Name of the class, unique in its `Source`.
-      count: Number of images that `load` gives.
-      load: Reads them: uint8 `[count, height, width, channels]`.
-      origin: The file or folder they come from, for messages; '' if they come from none.
+      name: name of the class, unique in its `Source`.
+      count: number of images that `load` gives.
+      load: reads them: uint8 `[count, height, width, channels]`.
+      origin: the file or folder they come from, for messages; '' if they come from none.
     """
 
     name: str
@@ -43,7 +43,7 @@ class ClassImages:
         """Loads the images and checks them: contiguous uint8 `[count, *image_shape]`.
 
         Raises:
-          DataError: If `load` gives anything else.
+          DataError: if `load` gives anything else.
         """
         images = self.load()
         expected = (self.count, *image_shape)
@@ -56,8 +56,8 @@ class LazySplits(Mapping[str, Sequence[ClassImages]]):
     """Splits whose classes are only listed when asked for, so that finding a store that is already built costs nothing.
 
     Args:
-      names: The splits there are, some of `SPLITS`, or what finds them out.
-      classes_of: Lists the classes of a split; called at each access.
+      names: the splits there are, some of `SPLITS`, or what finds them out.
+      classes_of: lists the classes of a split; called at each access.
     """
 
     def __init__(
@@ -87,10 +87,10 @@ class Source:
     """A data set as it comes: classes of images by split, and what identifies their pixels.
 
     Attributes:
-      name: Name of the data set and its variant, such as 'omniglot-vinyals-28'.
-      fingerprint: All that the pixels depend on, as JSON: settings, the builder's version, the files' sizes and times.
-      image_shape: Height, width and channels of every image.
-      splits: Classes by split, in the order in which a store keeps them. A split may be lacking.
+      name: name of the data set and its variant, such as 'omniglot-vinyals-28'.
+      fingerprint: all that the pixels depend on, as JSON: settings, the builder's version, the files' sizes and times.
+      image_shape: height, width and channels of every image.
+      splits: classes by split, in the order in which a store keeps them. A split may be lacking.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Source:
     splits: Mapping[str, Sequence[ClassImages]]
 
     def digest(self) -> str:
-        """Returns 12 hexadecimal digits that change with the name, the fingerprint or the image shape."""
+        """12 hexadecimal digits that change with the name, the fingerprint or the image shape."""
         identity = [self.name, dict(self.fingerprint), list(self.image_shape)]
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -108,8 +108,8 @@ class Source:
         """Yields each split's name and classes, one split at a time.
 
         Raises:
-          DataError: If a split has no classes, a class no images, or a class name comes twice, in whichever splits.
-          ValueError: If there are no splits, or others than `SPLITS`.
+          DataError: if a split has no classes, a class no images, or a class name comes twice, in whichever splits.
+          ValueError: if there are no splits, or others than `SPLITS`.
         """
         if not self.splits or not set(self.splits) <= set(SPLITS):
             raise ValueError(f"splits of {self.name} are {sorted(self.splits)}; expected some of {list(SPLITS)}")
@@ -128,7 +128,7 @@ class Source:
 
 
 def stamp(file: Path) -> dict[str, Any]:
-    """Returns a file's name, size and time of change: what stands for its content in a fingerprint.
+    """A file's name, size and time of change: what stands for its content in a fingerprint.
 
     Not its folder, so that a data set may be moved (not copied anew) without its store being built again.
     """
@@ -137,13 +137,13 @@ def stamp(file: Path) -> dict[str, Any]:
 
 
 def read_list(name: str) -> list[list[str]]:
-    """Returns the words of each line of a list kept here, `splits/<name>.txt`, but for comments."""
+    """The words of each line of a list kept here, `splits/<name>.txt`, but for comments."""
     text = importlib.resources.files("maml_jax.data").joinpath(f"splits/{name}.txt").read_text(encoding="utf-8")
     return [line.split() for line in text.splitlines() if not line.startswith("#")]
 
 
 def published_split(name: str) -> dict[str, list[str]]:
-    """Returns the class names of each split of a list kept here, of lines of a split and names of classes of it."""
+    """The class names of each split of a list kept here, of lines of a split and names of classes of it."""
     names: dict[str, list[str]] = {split: [] for split in SPLITS}
     for split, *classes in read_list(name):
         names[split] += classes

@@ -52,6 +52,13 @@ def sweep(folder: Path) -> None:
 
 
 @contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process or thread is at work on a folder, and keeps others waiting meanwhile."""
+    with _lock(folder, wait=True):
+        yield
+
+
+@contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[Path]:
     """Makes a folder of its own, and holds its lock."""
     with contextlib.ExitStack() as stack:
@@ -67,11 +74,11 @@ def _locked(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
+def _lock(folder: Path, wait: bool = False) -> Iterator[bool]:
     """Locks a folder, which ends with the process at the latest. Gives false where that is not possible.
 
     Raises:
-      BlockingIOError: If somebody else holds the lock.
+      BlockingIOError: if somebody else holds the lock, and it is not to be waited for.
     """
     if fcntl is None:
         yield False
@@ -79,7 +86,7 @@ def _lock(folder: Path) -> Iterator[bool]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             locked = True
         except BlockingIOError:
             raise

@@ -35,7 +35,7 @@ class ClassStore:
     Attributes:
       images: uint8 `[images, height, width, channels]`, read-only and memory-mapped.
       offsets: int64 `[classes + 1]`; the images of class `c` are `images[offsets[c]:offsets[c + 1]]`.
-      class_names: Name of each class.
+      class_names: name of each class.
       split: 'train', 'val' or 'test'.
     """
 
@@ -65,10 +65,10 @@ class ClassStore:
         return self.images.nbytes
 
     def class_images(self, c: int) -> np.ndarray:
-        """Returns the images of class `c`, a view: uint8 `[counts[c], height, width, channels]`.
+        """The images of class `c`, a view: uint8 `[counts[c], height, width, channels]`.
 
         Raises:
-          IndexError: If `c` is not in `[0, num_classes)`; negative numbers do not count from the end.
+          IndexError: if `c` is not in `[0, num_classes)`; negative numbers do not count from the end.
         """
         if not 0 <= c < self.num_classes:
             raise IndexError(f"class {c} of a store of {self.num_classes} classes")
@@ -83,15 +83,15 @@ def build(source: Source, cache_dir: str | os.PathLike[str], progress: bool = Tr
     one leaves goes with the next. Memory holds one class at a time.
 
     Args:
-      source: What to build.
-      cache_dir: Folder of stores; made if there is none.
-      progress: Whether to tell on standard error how far it is.
+      source: what to build.
+      cache_dir: folder of stores; made if there is none.
+      progress: whether to tell on standard error how far it is.
 
     Returns:
       The store's folder, `<cache_dir>/<name>-<hash>`.
 
     Raises:
-      DataError: If the source's images are missing, damaged or not what the source says, if the store is there but
+      DataError: if the source's images are missing, damaged or not what the source says, if the store is there but
         damaged, or if `cache_dir` cannot be written.
     """
     folder = folder_of(source, cache_dir)
@@ -104,13 +104,12 @@ def build(source: Source, cache_dir: str | os.PathLike[str], progress: bool = Tr
             _write_store(source, unfinished, progress)
             _publish(unfinished, folder)
     except OSError as error:
-        way_out = "choose another folder with --config.data.cache_dir=FOLDER"
-        raise DataError(f"cannot write the store {folder}: {error}; {way_out}") from error
+        raise DataError(f"cannot write the store {folder}: {error}", {"data.cache_dir": "FOLDER"}) from error
     return folder
 
 
 def folder_of(source: Source, cache_dir: str | os.PathLike[str]) -> Path:
-    """Returns the folder that the store of `source` has or would have."""
+    """The folder that the store of `source` has or would have."""
     return Path(cache_dir) / f"{source.name}-{source.digest()}"
 
 
@@ -118,7 +117,7 @@ def open_store(path: str | os.PathLike[str], split: str) -> ClassStore:
     """Maps one split of the store at `path`. Its sizes are checked, not its every byte: that is `verify`.
 
     Raises:
-      DataError: If the store has no such split, or is damaged.
+      DataError: if the store has no such split, or is damaged.
     """
     path = Path(path)
     entries = _read_manifest(path)["splits"]
@@ -137,10 +136,10 @@ def open_store(path: str | os.PathLike[str], split: str) -> ClassStore:
 
 
 def split_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Returns the splits of the store at `path`.
+    """The splits of the store at `path`.
 
     Raises:
-      DataError: If it is damaged.
+      DataError: if it is damaged.
     """
     return tuple(_read_manifest(Path(path))["splits"])
 
@@ -156,14 +155,14 @@ def verify(path: str | os.PathLike[str], progress: bool = False) -> dict[str, Mo
     """Reads the whole store at `path`, compares every split with its checksum, and takes its moments on the way.
 
     Args:
-      path: The store's folder.
-      progress: Whether to tell on standard error how far it is.
+      path: the store's folder.
+      progress: whether to tell on standard error how far it is.
 
     Returns:
       The moments by split.
 
     Raises:
-      DataError: If anything differs.
+      DataError: if anything differs.
     """
     path = Path(path)
     moments = {}
@@ -176,7 +175,7 @@ def verify(path: str | os.PathLike[str], progress: bool = False) -> dict[str, Mo
 
 
 def _read_images(file: Path, shape: tuple[int, ...], label: str, progress: bool) -> tuple[str, Moments]:
-    """Returns the SHA-256 of a split's file and the moments of its images.
+    """The SHA-256 of a split's file and the moments of its images.
 
     Read in pieces rather than through a memory map, whose pages would count as this process's memory.
     """
@@ -260,7 +259,7 @@ def _check_size(file: Path, entry: Mapping[str, Any]) -> None:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    """Returns the content of `store.json`, checked to have what this module reads of it."""
+    """The content of `store.json`, checked to have what this module reads of it."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         readable = (

@@ -4,17 +4,21 @@ import difflib
 import functools
 import os
 import socket
-import struct
 import urllib.request
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from grain.experimental import TFRecordIterDataset
+
 from maml_jax.data import folder
+from maml_jax.data.dataset import DataSet
 from maml_jax.data.source import Source, stamp
+from maml_jax.data.split import JsonSplit, Listing, random_split
 from maml_jax.errors import ConfigError, DataError
 
+PREFIX = "tfds:"
 VERSION = 1
 """Raise it with any change to the pixels, so that stores are built anew."""
 TERMS = "From tensorflow-datasets; its catalogue (https://www.tensorflow.org/datasets/catalog) names origin and terms."
@@ -29,38 +33,38 @@ def source(
     seed: int = 0,
     download: bool = False,
 ) -> Source:
-    """Returns a data set of tensorflow-datasets: uint8 `[images, size, size, channels]` per class, sorted by label.
+    """A data set of tensorflow-datasets: uint8 `[images, size, size, channels]` per class, sorted by label.
 
     All its images count, in whichever of its own splits they are, since those do not separate classes. Where they do,
     as in the builders of `maml_jax.data.builders`, they are kept.
 
     Args:
-      name: As `tfds.builder` takes it, such as 'stanford_dogs'. It must have one image and one class label.
-      data_dir: Where prepared data sets lie; None is its own default, `~/tensorflow_datasets`. Files of the formats
+      name: as `tfds.builder` takes it, such as 'stanford_dogs'. It must have one image and one class label.
+      data_dir: where prepared data sets lie; None is its own default, `~/tensorflow_datasets`. Files of the formats
         array_record and tfrecord can be read.
-      image_size: Side of the images in pixels, to which they are resized, bilinearly with antialiasing.
+      image_size: side of the images in pixels, to which they are resized, bilinearly with antialiasing.
       split: '' for the above and else 64, 16 and 20 % of the classes, drawn by `seed`; 'random' for these in any case;
         or a JSON file of the classes of each split.
-      seed: Of the random split.
-      download: Whether to download and prepare it if it is not there. Many of its data sets need TensorFlow for that.
+      seed: of the random split.
+      download: whether to download and prepare it if it is not there. Many of its data sets need TensorFlow for that.
 
     Raises:
-      ConfigError: If the package is not installed, or there is no such data set or split.
-      DataError: If it is not prepared, or no image classification data set.
+      ConfigError: if the package is not installed, or there is no such data set or split.
+      DataError: if it is not prepared, or no image classification data set.
     """
     if split not in ("", "random") and not split.endswith(".json"):
         raise ConfigError(f"data.split is '{split}'; choose random or a .json file, or '' for the data set's own")
     builder = _builder(name, data_dir, download)
     examples = _Examples(builder)
-    chosen = folder.JsonSplit(Path(split)) if split.endswith(".json") else None
+    chosen = JsonSplit(Path(split)) if split.endswith(".json") else None
 
-    def listing() -> folder.Listing:
+    def listing() -> Listing:
         by_split = examples.by_split()
         if chosen:
             return chosen.pick(_merged(by_split))
         together = sum(map(len, by_split.values())) > len(_merged(by_split))
         if split == "random" or together or not set(by_split) <= set(_SPLITS) or len(by_split) < 2:
-            return folder.random_split(_merged(by_split), seed, examples)
+            return random_split(_merged(by_split), seed, examples)
         return {_SPLITS[own]: classes for own, classes in by_split.items()}
 
     files = [examples.stamp(), *([chosen.stamp()] if chosen else [])]
@@ -72,7 +76,7 @@ def source(
 
 
 def _builder(name: str, data_dir: str | os.PathLike[str] | None, download: bool) -> Any:
-    """Returns the builder of a data set that is prepared."""
+    """The builder of a data set that is prepared."""
     try:
         import tensorflow_datasets as tfds
 
@@ -92,19 +96,21 @@ def _builder(name: str, data_dir: str | os.PathLike[str] | None, download: bool)
     if builder.info.splits:
         return builder
     way_out = (
-        f"prepare it where TensorFlow is installed, by: tfds build {name} --file_format=array_record, and copy the "
-        "folder, or name the folder it lies in with --config.data.dir=FOLDER"
+        f"it can be prepared where TensorFlow is installed, by: tfds build {name} --file_format=array_record, and the "
+        "folder copied"
     )
     if not download:
-        raise DataError(f"{name} is not prepared in {builder.data_dir}; set --config.data.download=True, or {way_out}")
+        ways = {"data.download": True, "data.dir": "FOLDER"}
+        raise DataError(f"{name} is not prepared in {builder.data_dir}; {way_out}", ways)
     try:
         if not isinstance(builder, builders.FewShot) and not urllib.request.getproxies():
             # Without any network it would try for minutes on end to reach a host. Ours look at manual files first.
             socket.getaddrinfo("www.tensorflow.org", 443)
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # whatever its script raises
-        reason = " ".join(str(error).split())[:300]
-        raise DataError(f"tensorflow-datasets could not prepare {name}: {reason}; {way_out}") from error
+        reason = " ".join(str(getattr(error, "facts", error)).split())[:300]
+        ways = {"data.dir": "FOLDER"}
+        raise DataError(f"tensorflow-datasets could not prepare {name}: {reason}; {way_out}", ways) from error
     return builder
 
 
@@ -115,7 +121,7 @@ class _Examples:
         import tensorflow_datasets as tfds
 
         self.path = Path(builder.data_dir)
-        self._info = builder.info
+        self._builder, self._info = builder, builder.info
         features = dict(self._info.features.items()) if hasattr(self._info.features, "items") else {}
         self._image = _only(features, tfds.features.Image, self._info)
         self._label = _only(features, tfds.features.ClassLabel, self._info)
@@ -125,13 +131,16 @@ class _Examples:
             raise DataError(f"{self._info.full_name} has images of {self.channels} channels; 1 or 3 can be read")
 
     @functools.cached_property
-    def _records(self) -> dict[str, Sequence[bytes]]:
+    def _records(self) -> Mapping[str, Sequence[bytes]]:
         """The serialised examples of each of its splits."""
+        import tensorflow_datasets as tfds
+
         kind = self._info.file_format.value
-        readers = {"array_record": _open_array_records, "tfrecord": _TFRecords}
-        if kind not in readers:
+        if kind == "tfrecord":
+            return {split: _TFRecords(info) for split, info in self._info.splits.items()}
+        if kind != "array_record":
             raise DataError(f"{self.path} is in the format {kind}; array_record and tfrecord can be read")
-        return {split: readers[kind](info.filepaths) for split, info in self._info.splits.items()}
+        return self._builder.as_data_source(deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
 
     @property
     def members(self) -> list[str]:
@@ -139,7 +148,7 @@ class _Examples:
         return [f"{split}/{i}" for split, records in self._records.items() for i in range(len(records))]
 
     def stamp(self) -> dict[str, Any]:
-        """Returns the stamps of its files."""
+        """The stamps of its files."""
         files = sorted(Path(file) for info in self._info.splits.values() for file in info.filepaths)
         try:
             return {"files": [stamp(file) for file in files]}
@@ -147,12 +156,12 @@ class _Examples:
             raise DataError(f"{self.path} is incomplete: {error}") from error
 
     def read(self, member: str) -> bytes:
-        """Returns an image file's content."""
+        """An image file's content."""
         split, _, i = member.rpartition("/")
         return self._example(split, int(i))[self._image]
 
     def by_split(self) -> dict[str, dict[str, list[str]]]:
-        """Returns the members of each class of its own splits, sorted by label; images without a label are left out."""
+        """The members of each class of its own splits, sorted by label; images without a label are left out."""
         found = {}
         name_of = self._info.features[self._label].int2str
         for split, records in self._records.items():
@@ -174,7 +183,7 @@ class _Examples:
 
 
 def _only(features: dict[str, Any], kind: type, info: Any) -> str:
-    """Returns the name of the one feature of a kind."""
+    """The name of the one feature of a kind."""
     keys = [key for key, feature in features.items() if isinstance(feature, kind)]
     preferred = [key for key in info.supervised_keys or () if key in keys]
     if len(keys) != 1 and len(preferred) != 1:
@@ -193,33 +202,67 @@ def _merged(by_split: dict[str, dict[str, list[str]]]) -> dict[str, list[str]]:
     return dict(merged)
 
 
-def _open_array_records(files: Sequence[str]) -> Sequence[bytes]:
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-    return ArrayRecordDataSource([str(file) for file in files])
-
-
 class _TFRecords(Sequence[bytes]):
-    """TFRecord files as one sequence: each record is its length (8 bytes), a checksum (4), the content, another (4)."""
+    """The records of a split in TFRecord files: read whole once, for their checksums, and then one by one.
 
-    def __init__(self, files: Sequence[str]):
-        self._places: list[tuple[str, int, int]] = []
-        for file in map(str, files):
-            with open(file, "rb") as content:
-                size = os.fstat(content.fileno()).st_size
-                while header := content.read(12):
-                    length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size
-                    start = content.tell()
-                    if start + length + 4 > size:
-                        raise DataError(f"cannot read {file}: truncated")
-                    self._places.append((file, start, length))
-                    content.seek(start + length + 4)
+    Args:
+      info: the split's.
+
+    Raises:
+      DataError: if a file is damaged.
+    """
+
+    def __init__(self, info: Any):
+        self._places: list[tuple[str, int]] = []
+        for file, count in zip(map(str, info.filepaths), info.shard_lengths, strict=True):
+            places = list(self._check(file))
+            if len(places) != count:
+                raise DataError(f"cannot read {file}: it has {len(places)} examples instead of {count}")
+            self._places += ((file, place) for place in places)
+
+    @staticmethod
+    def _check(file: str) -> Iterator[int]:
+        """Yields where each record begins."""
+        import google_crc32c
+
+        records = iter(TFRecordIterDataset(file))
+        with open(file, "rb") as raw:
+            while True:
+                start = records.get_state()["reader_offset"]
+                try:
+                    record = next(records, None)
+                except (ValueError, OverflowError, MemoryError) as error:
+                    raise DataError(f"cannot read {file}: truncated or damaged at byte {start}") from error
+                if record is None:
+                    return
+                raw.seek(records.get_state()["reader_offset"] - 4)
+                crc = google_crc32c.value(record)
+                masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32  # TFRecord's own way of storing a checksum
+                if int.from_bytes(raw.read(4), "little") != masked:
+                    raise DataError(f"cannot read {file}: the record at byte {start} differs from its checksum")
+                yield start
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, i: int) -> bytes:
-        file, start, length = self._places[i]
-        with open(file, "rb") as content:
-            content.seek(start)
-            return content.read(length)
+        file, place = self._places[i]
+        records = iter(TFRecordIterDataset(file))
+        records.set_state({"reader_offset": place})
+        return next(records)
+
+
+def data_set(name: str) -> DataSet:
+    """The data set 'tfds:<name>'."""
+    return DataSet(
+        name,
+        lambda data, root: source(
+            name.removeprefix(PREFIX),
+            data.dir or None,
+            data.image_size,
+            data.split,
+            data.split_seed,
+            data.download,
+        ),
+        TERMS,
+    )

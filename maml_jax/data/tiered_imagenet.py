@@ -8,8 +8,10 @@ import os
 from pathlib import Path
 
 from maml_jax.data import arrays, folder
+from maml_jax.data.archive import Folder
+from maml_jax.data.dataset import DataSet
+from maml_jax.data.layout import class_folders, split_folders
 from maml_jax.data.source import SPLITS, LazySplits, MissingFiles, Source, published_split, stamp
-from maml_jax.data.tree import Folder
 
 VERSION = 1
 """Raise it with any change to the pixels, so that stores are built anew."""
@@ -18,22 +20,23 @@ TERMS = (
     "under ImageNet's terms of access; cite Ren et al., 'Meta-Learning for Semi-Supervised Few-Shot Classification' "
     "(2018)."
 )
+_STATISTICS = ((0.478, 0.456, 0.410), (0.279, 0.274, 0.286))
 _FORMS = (("_images.npz", arrays.read_npz), ("_images_png.pkl", arrays.read_encoded))
 
 
 def source(root: str | os.PathLike[str], image_size: int = 84) -> Source:
-    """Returns tiered-ImageNet as a data set: RGB, uint8 `[images, size, size, 3]` per class, classes sorted by label.
+    """tiered-ImageNet as a data set: RGB, uint8 `[images, size, size, 3]` per class, classes sorted by label.
 
     Args:
-      root: Folder with `{train,val,test}_labels.pkl`, each a dict of `labels` (or `label_specific`, and perhaps its
+      root: folder with `{train,val,test}_labels.pkl`, each a dict of `labels` (or `label_specific`, and perhaps its
         names, `label_specific_str`), and either `{train,val,test}_images.npz`, of which `images` is uint8
         `[images, 84, 84, 3]` in the order blue, green, red, or `{train,val,test}_images_png.pkl`, each a list of PNG
         files; or with class folders in `train/`, `val/` and `test/`; or with class folders by WordNet number, as in
         ImageNet, of which others than these 608 are left out.
-      image_size: Side of the images in pixels; images of another size are resized, bilinearly with antialiasing.
+      image_size: side of the images in pixels; images of another size are resized, bilinearly with antialiasing.
 
     Raises:
-      MissingFiles: If no form is complete. That files are undamaged shows as they are read.
+      MissingFiles: if no form is complete. That files are undamaged shows as they are read.
     """
     root = Path(root)
     name, shape = f"tiered_imagenet-{image_size}", (image_size, image_size, 3)
@@ -46,9 +49,9 @@ def source(root: str | os.PathLike[str], image_size: int = 84) -> Source:
             return Source(name, fingerprint, shape, LazySplits(SPLITS, splits.classes_of))
     if root.is_dir():
         tree = Folder(root)
-        listing = folder.split_folders(tree)
+        listing = split_folders(tree)
         if len(listing) < len(SPLITS):
-            classes, names = folder.class_folders(tree), published_split("tiered_imagenet")
+            classes, names = class_folders(tree), published_split("tiered_imagenet")
             listing = {split: {n: classes[n] for n in names[split] if n in classes} for split in SPLITS}
         if all(listing.values()):
             return folder.image_source(
@@ -58,5 +61,15 @@ def source(root: str | os.PathLike[str], image_size: int = 84) -> Source:
         f"tiered-ImageNet is not complete in {root.absolute()}: it needs {{train,val,test}}_labels.pkl with "
         "{train,val,test}_images.npz or _images_png.pkl, or class folders by WordNet number, in train/, val/ and test/ "
         "or all in one. Get the files that https://github.com/renmengye/few-shot-ssl-public distributes, or the images "
-        "of ImageNet, and set --config.data.dir=FOLDER"
+        "of ImageNet",
+        {"data.dir": "FOLDER"},
     )
+
+
+DATA_SET = DataSet(
+    "tiered_imagenet",
+    lambda data, root: source(root, data.image_size),
+    TERMS,
+    _STATISTICS,
+    {"train": 351, "val": 97, "test": 160},
+)

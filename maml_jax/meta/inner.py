@@ -1,10 +1,11 @@
 """The inner loop: adapting parameters to one task's support set."""
 
+import dataclasses
 import functools
 import math
 import re
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +13,30 @@ import optax
 from jax import lax
 
 from maml_jax import tree
-from maml_jax.meta.rates import LearnedRates, descend
-from maml_jax.nn.model import Model
-from maml_jax.nn.norm import Pass
+from maml_jax.meta.learner import Learner, Pass, Phase
+from maml_jax.meta.rates import LearnedRates, Rates, descend
 from maml_jax.tree import PyTree
 
+Checkpoint = Literal["none", "step", "nested"]
+CHECKPOINTS: tuple[Checkpoint, ...] = get_args(Checkpoint)
 
-class InnerLoop(NamedTuple):
+
+def all_but(fixed: str) -> Callable[[str], bool]:
+    """Adapts every parameter in whose name the regular expression `fixed` is not found; '' fixes none."""
+    return lambda name: not (fixed and re.search(fixed, name))
+
+
+EVERYTHING = all_but("")
+
+
+@dataclasses.dataclass(frozen=True)
+class InnerLoop:
     """What adapts in an episode, and by which rule.
 
     Attributes:
-      optimizer: the update rule, any optax transformation; its state starts anew in every episode. Learned rates come
-        to it as the argument `rates`, which those of `sgd` and `descent` heed.
+      optimizer: the update rule, any optax transformation; its state starts anew in every episode. It must be
+        differentiable wherever gradients may vanish, as `optax.adam` is with `eps_root` only. Learned rates come to it
+        as the argument `rates`, which those of `sgd` and `descent` heed.
       is_adapted: whether the parameter of this name adapts; the others stay as they are, but are meta-learned all the
         same.
       first_order: treat the inner gradients as constants (FOMAML; Finn et al. 2017, section 5.2).
@@ -34,33 +47,47 @@ class InnerLoop(NamedTuple):
         inner gradient (Kemaev et al. 2025, arXiv:2505.00793); the result is the same. The other way, reverse over
         reverse, keeps more intermediate results, which weighs in deep encoders.
       rates: the inner rates that are meta-learned, if any.
+
+    Raises:
+      ValueError: `checkpoint` is none of `CHECKPOINTS`.
     """
 
     optimizer: optax.GradientTransformation
-    is_adapted: Callable[[str], bool]
+    is_adapted: Callable[[str], bool] = EVERYTHING
     first_order: bool = False
-    checkpoint: Literal["none", "step", "nested"] = "step"
+    checkpoint: Checkpoint = "step"
     forward_over_reverse: bool = False
     rates: LearnedRates | None = None
 
+    def __post_init__(self):
+        if self.checkpoint not in CHECKPOINTS:
+            raise ValueError(f"checkpoint={self.checkpoint!r} must be one of {', '.join(CHECKPOINTS)}")
 
-def split(model: Model, inner: InnerLoop, params: PyTree) -> tuple[PyTree, PyTree]:
-    """Where an episode starts: the parameters that adapt, and those that do not, each with None for the rest."""
-    return tree.partition(
-        model.episode_params(params), lambda name: name != "head/temperature" and inner.is_adapted(name)
-    )
+    def start(
+        self, learner: Learner, params: PyTree, stats: PyTree, support_x: jax.Array, support_y: jax.Array
+    ) -> tuple[PyTree, PyTree, PyTree]:
+        """Where an episode starts.
+
+        Returns:
+          The parameters that adapt and those that do not, each with None for the rest, and the statistics.
+        """
+        if self.rates:
+            params = {name: part for name, part in params.items() if name != "rates"}
+        params, stats = learner.start(params, stats, support_x, support_y)
+        return *tree.partition(params, self.is_adapted), stats
 
 
 def adapt(
-    model: Model,
+    learner: Learner,
     inner: InnerLoop,
     params: PyTree,
     stats: PyTree,
     support_x: jax.Array,
     support_y: jax.Array,
     steps: int,
-    train: bool,
+    train: bool = False,
     watch: Callable[[jax.Array, PyTree, PyTree, jax.Array], PyTree] = lambda loss, *_: loss,
+    key: jax.Array | None = None,
 ) -> tuple[PyTree, PyTree, PyTree]:
     """Adapts to one task by gradient descent on its support loss.
 
@@ -68,34 +95,37 @@ def adapt(
     optimizer's rule in place of plain descent.
 
     Args:
-      model: the classifier.
+      learner: the model.
       inner: what adapts, and how.
       params: meta-parameters θ, and learned rates; differentiable.
-      stats: the statistics of `global` layers.
-      support_x: `[way * shot, height, width, channels]`.
-      support_y: `[way * shot]` int32.
+      stats: the statistics that outlive an episode.
+      support_x: `[batch, ...]`; for images `[way * shot, height, width, channels]`, any number of each class.
+      support_y: `[batch]` int32 labels, or `[batch, ...]` targets.
       steps: number of gradient steps, at least 0.
-      train: meta-training; see `Model.apply`.
+      train: meta-training, see `Phase`.
       watch: what to keep of step k, a function of the support loss before it, the parameters and the statistics after
         it, and k from 0.
+      key: a random key for networks that draw, as with dropout.
 
     Returns:
       The adapted parameters with their head, the statistics after the last support pass, and what `watch` gave for each
       step: unless told otherwise the support losses, `[steps]`.
     """
-    adapted, fixed = split(model, inner, params)
+    adapted, fixed, stats = inner.start(learner, params, stats, support_x, support_y)
     optimizer = optax.with_extra_args_support(inner.optimizer)
 
-    def support_loss(adapted, fixed, stats, k, x, y):
-        logits, stats = model.apply(tree.merge(adapted, fixed), stats, x, Pass.SUPPORT, train, k)
-        return model.loss(logits, y), stats
+    def support_loss(adapted, fixed, stats, k, key, x, y):
+        phase = Phase(Pass.SUPPORT, train, k, key)
+        outputs, stats = learner.apply(tree.merge(adapted, fixed), stats, x, phase)
+        return learner.loss(outputs, y), stats
 
     differentiate = _by_forward_over_reverse if inner.forward_over_reverse else jax.value_and_grad
     loss_and_gradient = differentiate(support_loss, has_aux=True)
 
     def step(carry, _):
         adapted, stats, optimizer_state, k = carry
-        (loss, stats), gradient = loss_and_gradient(adapted, fixed, stats, k, support_x, support_y)
+        key_k = None if key is None else jax.random.fold_in(key, k)
+        (loss, stats), gradient = loss_and_gradient(adapted, fixed, stats, k, key_k, support_x, support_y)
         if inner.first_order:
             gradient = lax.stop_gradient(gradient)
         rates = inner.rates.at(params["rates"], k) if inner.rates else None
@@ -103,12 +133,12 @@ def adapt(
         adapted = optax.apply_updates(adapted, update)
         return (adapted, stats, optimizer_state, k + 1), watch(loss, tree.merge(adapted, fixed), stats, k)
 
-    start = (adapted, model.episode_stats(stats), optimizer.init(adapted), jnp.int32(0))
+    start = (adapted, stats, optimizer.init(adapted), jnp.int32(0))
     (adapted, stats, *_), watched = _scan(step, start, steps, inner.checkpoint)
     return tree.merge(adapted, fixed), stats, watched
 
 
-def _scan(step: Callable, carry: PyTree, length: int, checkpoint: str) -> tuple[PyTree, PyTree]:
+def _scan(step: Callable, carry: PyTree, length: int, checkpoint: Checkpoint) -> tuple[PyTree, PyTree]:
     """`lax.scan` without inputs, checkpointed as `InnerLoop.checkpoint` says."""
     if checkpoint == "none":
         return lax.scan(step, carry, length=length)
@@ -154,35 +184,33 @@ def _by_forward_over_reverse(loss: Callable, has_aux: bool) -> Callable[..., tup
     return value_and_gradient
 
 
-def sgd(encoder_rate: float, head_rate: float, momentum: float, weight_decay: float) -> optax.GradientTransformation:
-    """The default inner rule: SGD with one rate for the encoder and one for the head.
+def sgd(rates: Rates, momentum: float = 0.0, weight_decay: float = 0.0) -> optax.GradientTransformation:
+    """The default inner rule: SGD.
 
     g ← ∇L + λθ;  b ← g + μb;  θ ← θ − α b, with b = 0 at the start of an episode.
 
     Args:
-      encoder_rate: α for 'encoder/...'.
-      head_rate: α for 'head/...'.
+      rates: α, a number, or a tree such as `{"encoder": 0.01, "head": 0.1}`; learned rates go before.
       momentum: μ, in [0, 1).
       weight_decay: λ, on every adapted tensor.
     """
-    return descent(optax.trace(momentum) if momentum else optax.identity(), encoder_rate, head_rate, weight_decay)
+    return descent(optax.trace(momentum) if momentum else optax.identity(), rates, weight_decay)
 
 
 def descent(
-    direction: optax.GradientTransformation, encoder_rate: float, head_rate: float, weight_decay: float
+    direction: optax.GradientTransformation, rates: Rates, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
-    """θ ← θ − α d(∇L + λθ) with any direction d, such as `optax.scale_by_adam` gives; learned rates α go before.
+    """θ ← θ − α d(∇L + λθ) with any direction d, such as `optax.scale_by_adam` gives.
 
     The direction must be differentiable wherever gradients may vanish, as √v is not at v = 0: with Adam or RMSProp, put
     their ε under the root (`eps_root`, `eps_in_sqrt`).
 
     Args:
       direction: d.
-      encoder_rate: α for 'encoder/...', unless learned.
-      head_rate: α for 'head/...', unless learned.
+      rates: α, a number or a tree of numbers; learned rates go before.
       weight_decay: λ, on every adapted tensor.
     """
-    given = {"encoder": encoder_rate, "head": head_rate}
+    given = rates
 
     def update(updates, state, params=None, *, rates=None, **_):
         del params
@@ -193,8 +221,3 @@ def descent(
         direction,
         optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update),
     )
-
-
-def all_but(fixed: str) -> Callable[[str], bool]:
-    """Adapts every parameter in whose name the regular expression `fixed` is not found; '' fixes none."""
-    return lambda name: not (fixed and re.search(fixed, name))

@@ -1,11 +1,11 @@
 """What the algorithms need of a model, and nothing else."""
 
 import enum
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 
-PyTree = Any
+from maml_jax.tree import PyTree
 
 
 class Pass(enum.Enum):
@@ -41,12 +41,15 @@ class Learner(Protocol):
 
     uses_context: bool
 
-    def init(self, key: jax.Array) -> tuple[PyTree, PyTree]:
-        """Draws the meta-parameters, and the statistics that outlive an episode."""
+    def init(self, key: jax.Array, x: jax.Array) -> tuple[PyTree, PyTree]:
+        """Draws the meta-parameters, and the statistics that outlive an episode.
 
-    def start(
-        self, params: PyTree, stats: PyTree, support_x: jax.Array, support_y: jax.Array
-    ) -> tuple[PyTree, PyTree]:
+        Args:
+          key: a random key.
+          x: inputs `[batch, ...]`, of which only shape and type matter.
+        """
+
+    def start(self, params: PyTree, stats: PyTree, support_x: jax.Array, support_y: jax.Array) -> tuple[PyTree, PyTree]:
         """Where an episode starts: parameters (with a head, say, of zeros or prototypes) and statistics of all layers.
 
         Args:

@@ -33,10 +33,3 @@ LOSSES: dict[str, Loss] = {
     "summed_cross_entropy": summed_cross_entropy,
     "squared_error": squared_error,
 }
-
-
-def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array | None:
-    """Share of rows of logits `[batch, way]` whose largest entry is at the int label `[batch]`; None in regression."""
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        return None
-    return jnp.mean(jnp.argmax(logits, -1) == labels)

@@ -1,194 +1,205 @@
-"""The few-shot classifier: an encoder and a head as pure functions of parameters and normalisation statistics."""
+"""Any Flax module as a learner: pure functions of parameters and statistics."""
 
 import dataclasses
+import functools
+import inspect
 import re
+from typing import Any, Protocol
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from maml_jax import tree
-from maml_jax.nn.convnet import ConvNet
-from maml_jax.nn.head import LinearHead
+from maml_jax.meta.learner import Pass, Phase
 from maml_jax.nn.loss import LOSSES, Loss, cross_entropy
-from maml_jax.nn.mlp import MLP
-from maml_jax.nn.norm import CONTEXT, LASTING, PER_STEP, Pass, at_least_float32, mode_of
-from maml_jax.nn.resnet import ResNet12, ResNet18
 from maml_jax.tree import PyTree
 
-_NARROW, _WIDE = (64, 128, 256, 512), (64, 160, 320, 640)
+LASTING = ("lasting_stats",)
+"""Collections of variables that outlive an episode, of the layers of `maml_jax.nn`."""
 
 
-def _residual(module, channels, **attributes):
-    """Makes a residual encoder whose first block has `width` channels, the others in the given proportion."""
-    return lambda width, *how: module(tuple(c * (width or 64) // 64 for c in channels), *how, **attributes)
+class Start(Protocol):
+    """Where an episode's parameters come from, beside what is meta-learned. Hashable, holds no arrays."""
 
+    def kept(self, params: PyTree) -> PyTree:
+        """What of a module's parameters is meta-learned."""
 
-# By name: (width, norm, piece) -> module. A width of 0 is the encoder's own.
-ENCODERS = {
-    "convnet4": lambda width, norm, piece: ConvNet(width or 32, norm, piece=piece),
-    "wide_convnet4": lambda width, norm, piece: ConvNet(width or 64, norm, piece=piece),
-    "resnet12": _residual(ResNet12, _NARROW),
-    "wide_resnet12": _residual(ResNet12, _WIDE),
-    "resnet18": _residual(ResNet18, _NARROW),
-    "wide_resnet18": _residual(ResNet18, _WIDE),
-    "resnet18_standard": _residual(ResNet18, _NARROW, blocks=2),
-    "mlp": lambda width, *_: MLP(width or 40),
-}
-HEADS = ("meta", "zero")
-_ZEROED = ("kernel", "bias")  # of the head, if it starts at zero
-
-
-class Classifier(nn.Module):
-    """An encoder with a head; parameters are named 'encoder/...' and 'head/...'.
-
-    Attributes:
-      encoder: maps images to features.
-      head: maps features to logits.
-    """
-
-    encoder: nn.Module
-    head: nn.Module
-
-    def __call__(self, x: jax.Array, which: Pass, train: bool) -> jax.Array:
-        """Maps images `[batch, height, width, channels]` to logits `[batch, way]`."""
-        features = self.encoder(x, which, train)
-        return self.head(features.astype(at_least_float32(features)))
+    def complete(self, learner: "FlaxLearner", params: PyTree, shapes: PyTree, support_x: jax.Array, y: jax.Array):
+        """All of the module's parameters for an episode, whose shapes are given, from what is meta-learned."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """A classifier together with what it takes to start an episode. Hashable, holds no arrays.
+class Learned:
+    """All parameters are meta-learned."""
+
+    def kept(self, params: PyTree) -> PyTree:
+        """See `Start`."""
+        return params
+
+    def complete(
+        self, learner: "FlaxLearner", params: PyTree, shapes: PyTree, support_x: jax.Array, y: jax.Array
+    ) -> PyTree:
+        """See `Start`."""
+        del learner, support_x, y
+        given, wanted = tree.by_name(params), tree.by_name(shapes)
+        for name, shape in wanted.items():
+            if name not in given or given[name].shape != shape.shape:
+                found = f"is {given[name].shape}" if name in given else "is lacking"
+                raise ValueError(f"parameter {name} {found}, but the module and the support set want {shape.shape}")
+        return params
+
+
+@dataclasses.dataclass(frozen=True)
+class Zero:
+    """Some parameters start every episode at zero, and are not meta-learned: they may depend on the number of ways.
 
     Attributes:
-      classifier: the Flax module.
-      norm: normalisation modes by layer.
-      zero_head: every episode starts from a head of zeros, which then is no meta-parameter and fits any number of ways;
-        otherwise the head's initialisation is meta-learned.
-      image_shape: `(height, width, channels)` of one image.
-      half: the encoder's activations are bfloat16; parameters, statistics and the head stay as they are.
-      loss: of logits against labels, on support and query sets alike.
-      steps: inner steps that `per_step` layers have parameters and statistics for, in a leading axis.
+      pattern: a regular expression, found in the names of those parameters.
     """
 
-    classifier: Classifier
-    norm: str
-    zero_head: bool
-    image_shape: tuple[int, int, int]
-    half: bool = False
+    pattern: str = r"^head/(kernel|bias)$"
+
+    def kept(self, params: PyTree) -> PyTree:
+        """See `Start`."""
+        return _without(params, self.pattern)
+
+    def complete(
+        self, learner: "FlaxLearner", params: PyTree, shapes: PyTree, support_x: jax.Array, y: jax.Array
+    ) -> PyTree:
+        """See `Start`."""
+        del learner, support_x, y
+        given = tree.by_name(params)
+        return tree.map_named(lambda n, s: given[n] if n in given else jnp.zeros(s.shape, s.dtype), shapes)
+
+
+STARTS: dict[str, Start] = {"meta": Learned(), "zero": Zero()}
+"""By the names that `model.head` takes."""
+
+
+def _without(params: PyTree, pattern: str, prefix: str = "") -> PyTree:
+    kept = {}
+    for name, part in params.items():
+        if isinstance(part, dict):
+            kept[name] = _without(part, pattern, f"{prefix}{name}/")
+        elif not re.search(pattern, prefix + name):
+            kept[name] = part
+    return kept
+
+
+@dataclasses.dataclass(frozen=True)
+class FlaxLearner:
+    """The `Learner` of a Flax module. Hashable, holds no arrays.
+
+    The module's call takes the inputs, and if it has arguments of these names, `phase` (a `Phase`) or `train` (whether
+    it is meta-training). Layers that draw, such as `nn.Dropout`, do so with the key of the phase.
+
+    Variables that are no parameters are statistics. They start anew in every episode, as the module initialises them,
+    but for those of collections that last.
+
+    Attributes:
+      module: the Flax module.
+      loss: of outputs and labels or targets, to a scalar.
+      starts: where an episode's parameters come from.
+      lasts: collections of variables that outlive an episode; what the tasks of a meta-step make of them is averaged.
+    """
+
+    module: nn.Module
     loss: Loss = cross_entropy
-    steps: int = 0
-
-    def init(self, key: jax.Array) -> tuple[PyTree, PyTree]:
-        """Draws the meta-parameters, and the statistics that outlive an episode (`lasting_stats`)."""
-        variables = self._variables(key)
-        params = variables["params"]
-        if self.zero_head:
-            head = {name: leaf for name, leaf in params["head"].items() if name not in _ZEROED}
-            params = {"encoder": params["encoder"], "head": head}
-        return params, self.lasting_stats(variables.get("batch_stats", {}))
-
-    def episode_params(self, params: PyTree) -> PyTree:
-        """Where adaptation starts: the model's meta-parameters, completed by zeros where they hold no head."""
-        params = {part: params[part] for part in ("encoder", "head")}
-        if "kernel" in params["head"]:
-            return params
-        shapes = jax.eval_shape(self._variables, jax.random.key(0))["params"]["head"]
-        zeros = {name: jnp.zeros(shapes[name].shape, shapes[name].dtype) for name in _ZEROED}
-        return {**params, "head": {**params["head"], **zeros}}
-
-    def episode_stats(self, stats: PyTree) -> PyTree:
-        """The statistics an episode starts with: those given where they last, elsewhere mean 0 and variance 1."""
-        shapes = jax.eval_shape(self._variables, jax.random.key(0)).get("batch_stats", {})
-        fresh = tree.map_named(
-            lambda name, s: (jnp.ones if name.endswith("var") else jnp.zeros)(s.shape, s.dtype), shapes
-        )
-        return tree.merge(stats, tree.partition(fresh, self._lasts)[1])
-
-    def lasting_stats(self, stats: PyTree) -> PyTree:
-        """What remains of an episode's statistics: those of `global` and `per_step` layers, None elsewhere."""
-        return tree.partition(stats, self._lasts)[0]
-
-    def apply(
-        self, params: PyTree, stats: PyTree, x: jax.Array, which: Pass, train: bool, step: int | jax.Array = 0
-    ) -> tuple[jax.Array, PyTree]:
-        """Evaluates the classifier.
-
-        Args:
-          params: parameters with a head.
-          stats: normalisation statistics of all layers that have any.
-          x: `[batch, height, width, channels]`.
-          which: the support pass updates running statistics, the query pass uses them.
-          train: meta-training; at meta-test `global` layers use their statistics on the support pass too.
-          step: inner step, from 0, for `per_step` layers; the query pass goes with the last one taken. Beyond those
-            that there are parameters for, the last ones are used.
-
-        Returns:
-          Logits `[batch, way]`, and the statistics after this pass.
-        """
-        x = x.astype(jnp.bfloat16) if self.half else x
-        row = jnp.clip(step, 0, max(self.steps - 1, 0))
-
-        def pick(name, leaf):
-            return leaf[row] if self._is_per_step(name) else leaf
-
-        def put(name, leaf, new):
-            return leaf.at[row].set(new) if self._is_per_step(name) else new
-
-        variables = {"params": tree.map_named(pick, params), "batch_stats": tree.map_named(pick, stats)}
-        logits, state = self.classifier.apply(variables, x, which, train, mutable=["batch_stats"])
-        return logits, tree.map_named(put, stats, state.get("batch_stats", {}))
+    starts: Start = Learned()
+    lasts: tuple[str, ...] = LASTING
 
     @property
-    def has_context(self) -> bool:
-        """Whether the query pass needs a context pass before it."""
-        return any(mode in self.norm for mode in CONTEXT)
+    def uses_context(self) -> bool:
+        """Whether a query pass needs a context pass before it; as the module says."""
+        return getattr(self.module, "uses_context", False)
 
-    def _lasts(self, name: str) -> bool:
-        return mode_of(self.norm, name.rpartition("/")[0]) in LASTING
+    def init(self, key: jax.Array, x: jax.Array) -> tuple[PyTree, PyTree]:
+        """Draws the meta-parameters, and the statistics that outlive an episode; see `Learner.init`."""
+        variables = self._variables(key, x)
+        return self.starts.kept(variables.pop("params", {})), self.lasting(variables)
 
-    def _is_per_step(self, name: str) -> bool:
-        layer = name.rpartition("/")[0]
-        return re.search(r"norm\d*$", layer) is not None and mode_of(self.norm, layer) in PER_STEP
+    def start(self, params: PyTree, stats: PyTree, support_x: jax.Array, support_y: jax.Array) -> tuple[PyTree, PyTree]:
+        """Where an episode starts; see `Learner.start`.
 
-    def _variables(self, key: jax.Array) -> PyTree:
-        variables = self.classifier.init(key, jnp.zeros((1, *self.image_shape)), Pass.SUPPORT, True)
+        Raises:
+          ValueError: the parameters do not fit the module.
+        """
+        key = jax.random.key(0)
+        shapes = jax.eval_shape(self._variables, key, support_x)
+        params = self.starts.complete(self, params, shapes.pop("params", {}), support_x, support_y)
+        if set(shapes) <= set(self.lasts):
+            return params, stats
+        fresh = self._variables(key, support_x)  # all but the initial statistics is dead code
+        return params, {name: stats[name] if name in self.lasts else fresh[name] for name in shapes}
 
-        def repeat(name, leaf):
-            return jnp.repeat(leaf[None], self.steps, 0) if self._is_per_step(name) else leaf
+    def apply(self, params: PyTree, stats: PyTree, x: jax.Array, phase: Phase) -> tuple[jax.Array, PyTree]:
+        """Outputs and the statistics after this pass; see `Learner.apply`."""
+        return self._call(params, stats, x, phase)
 
-        return {kind: tree.map_named(repeat, leaves) for kind, leaves in variables.items()}
+    def features(self, params: PyTree, stats: PyTree, x: jax.Array, phase: Phase) -> tuple[jax.Array, PyTree]:
+        """As `apply`, but what the module's method `features` gives, such as a classifier's encoder."""
+        return self._call(params, stats, x, phase, method="features")
+
+    def lasting(self, stats: PyTree) -> PyTree:
+        """What outlives an episode; see `Learner.lasting`."""
+        return {name: stats[name] for name in self.lasts if name in stats}
+
+    def _call(self, params, stats, x, phase, method=None):
+        rngs = {} if phase.key is None else {"dropout": phase.key}
+        arguments = _arguments(type(self.module), phase)
+        try:
+            outputs, changed = self.module.apply(
+                {"params": params, **stats}, x, **arguments, rngs=rngs, mutable=list(stats), method=method
+            )
+        except flax.errors.InvalidRngError as error:
+            raise ValueError(
+                "the module draws random numbers, for which the episode has no key: make it with Episode(..., key=...)"
+            ) from error
+        return outputs, {**stats, **changed}
+
+    def _variables(self, key: jax.Array, x: jax.Array) -> dict[str, Any]:
+        x = jnp.zeros((1, *x.shape[1:]), x.dtype)
+        phase = Phase(Pass.SUPPORT, train=True, key=key)
+        keys = {"params": key, "dropout": key}
+        return dict(self.module.init(keys, x, **_arguments(type(self.module), phase)))
 
 
-def build(
-    encoder: str,
-    width: int,
-    norm: str,
-    head: str,
-    way: int,
-    image_shape: tuple[int, int, int],
-    temperature: float = 1.0,
-    learn_temperature: bool = False,
-    half: bool = False,
-    loss: str = "cross_entropy",
-    steps: int = 0,
-    piece: int = 0,
-) -> Model:
-    """A model by the names of its parts.
+@functools.cache
+def _accepted(module: type[nn.Module]) -> tuple[str, ...]:
+    return tuple(name for name in ("phase", "train") if name in inspect.signature(module.__call__).parameters)
+
+
+def _arguments(module: type[nn.Module], phase: Phase) -> dict[str, Any]:
+    """The arguments beside the inputs that a module's call takes."""
+    given = {"phase": phase, "train": phase.train}
+    return {name: given[name] for name in _accepted(module)}
+
+
+def learner(
+    module: nn.Module, loss: Loss | str = cross_entropy, starts: Start | str = "meta", lasts: tuple[str, ...] = LASTING
+) -> FlaxLearner:
+    """A learner of any Flax Linen module: `maml_jax.learner(MyNet())`.
 
     Args:
-      encoder: a key of `ENCODERS`.
-      width: channels of the encoder's first block; 0 for its own.
-      norm: normalisation modes by layer, see `maml_jax.nn.norm.mode_of`.
-      head: 'meta' or 'zero', see `Model.zero_head`.
-      way: number of classes.
-      image_shape: `(height, width, channels)`.
-      temperature: factor on the logits, or its initial value.
-      learn_temperature: make the factor a meta-parameter, which never adapts.
-      half: activations in bfloat16.
-      loss: a key of `LOSSES`.
-      steps: inner steps in training, for `per_step` layers.
-      piece: see `ConvNet`.
+      module: its call is `(x)`, `(x, phase)` or `(x, train)`; see `FlaxLearner`.
+      loss: a function of outputs and labels, or a key of `maml_jax.nn.loss.LOSSES`.
+      starts: where an episode starts, or a key of `STARTS`: 'meta' learns all parameters, 'zero' starts those of
+        'head/kernel' and 'head/bias' at zero.
+      lasts: see `FlaxLearner`.
+
+    Raises:
+      ValueError: a name is unknown, or `module` is no Flax module.
     """
-    classifier = Classifier(ENCODERS[encoder](width, norm, piece), LinearHead(way, temperature, learn_temperature))
-    return Model(classifier, norm, head == "zero", image_shape, half, LOSSES[loss], steps)
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"learner wants a Flax Linen module, such as MyNet(), got {module!r}")
+    return FlaxLearner(module, _named(LOSSES, loss, "loss"), _named(STARTS, starts, "starts"), lasts)
+
+
+def _named(table, value, what):
+    if not isinstance(value, str):
+        return value
+    if value not in table:
+        raise ValueError(f"{what}={value!r} must be one of {', '.join(table)}")
+    return table[value]

@@ -13,7 +13,7 @@ from PIL import Image
 from maml_jax.data import cifar, store
 from maml_jax.data.source import published_split
 from maml_jax.errors import DataError
-from tests.data.test_tree import write_tar, write_zip
+from tests.data.test_archive import write_tar, write_zip
 
 NAMES = ("cifar_fs", "fc100")
 PREFIX = {"cifar_fs": "CIFAR_FS_", "fc100": "FC100_"}

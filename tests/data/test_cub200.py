@@ -6,8 +6,8 @@ from PIL import Image
 
 from maml_jax.data import cub200, inat2017, store
 from maml_jax.errors import ConfigError, DataError
+from tests.data.test_archive import write_tar
 from tests.data.test_folder import save
-from tests.data.test_tree import write_tar
 
 CLASSES = ["001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross", "004.Groove_billed_Ani"]
 

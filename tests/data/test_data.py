@@ -1,7 +1,6 @@
 import dataclasses
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,16 +11,8 @@ from tests.data.test_store import SHAPE, flip_last_byte, make_source, pixels
 
 
 def settings(tmp_path, **changes):
-    defaults = {
-        "name": "toy",
-        "dir": "",
-        "cache_dir": str(tmp_path),
-        "image_size": 4,
-        "split": "",
-        "split_seed": 0,
-        "download": False,
-    }
-    return SimpleNamespace(**{**defaults, **changes})
+    defaults = {"name": "toy", "cache_dir": str(tmp_path), "image_size": 4, "download": False}
+    return data.DataSettings(**{**defaults, **changes})
 
 
 @pytest.fixture
@@ -33,7 +24,7 @@ def toy(monkeypatch):
         folders.append(folder)
         return make_source()
 
-    monkeypatch.setitem(data.DATA_SETS, "toy", data.DataSet(source, "no terms"))
+    monkeypatch.setitem(data.DATA_SETS, "toy", data.DataSet("toy", source, "no terms"))
     return folders
 
 
@@ -60,7 +51,7 @@ def test_prepare_describes_and_verifies(tmp_path, toy):
 
 
 def test_check_does_not_build(tmp_path, toy):
-    with pytest.raises(DataError, match=r"there is no store .*toy-\w+ yet; build it with"):
+    with pytest.raises(DataError, match=r"there is no store .*toy-\w+ yet; preparing the data set"):
         data.prepare(settings(tmp_path), progress=False, check=True)
     assert list(tmp_path.iterdir()) == []
     built = data.prepare(settings(tmp_path), progress=False)

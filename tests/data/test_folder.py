@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from maml_jax.data import folder, store
+from maml_jax.data.split import random_names
 from maml_jax.errors import ConfigError, DataError
-from tests.data.test_tree import write_tar, write_zip
+from tests.data.test_archive import write_tar, write_zip
 
 SPLIT_OF = {"ant": "train", "bee": "train", "cat": "val", "dog": "test"}
 
@@ -134,11 +135,11 @@ def test_random_split_of_split_folders_merges_them(tmp_path):
 
 @hypothesis.given(names=st.sets(st.text("abcdefgh", min_size=1), min_size=3, max_size=60), seed=st.integers(0, 9))
 def test_random_split_is_a_partition(names, seed):
-    dealt = folder.random_names(names, seed, "here")
+    dealt = random_names(names, seed, "here")
     assert list(dealt) == ["train", "val", "test"]
     assert all(dealt.values())
     assert sorted(name for part in dealt.values() for name in part) == sorted(names)
-    assert dealt == folder.random_names(sorted(names, reverse=True), seed, "here")
+    assert dealt == random_names(sorted(names, reverse=True), seed, "here")
     if len(names) >= 25:
         assert abs(len(dealt["train"]) / len(names) - 0.64) < 0.04
 
@@ -231,5 +232,5 @@ def test_unknown_split(tmp_path):
         folder.source(tmp_path, 8, "vinyals")
     with pytest.raises(DataError, match=r"cannot read data\.split=.*none\.json"):
         folder.source(write_classes(tmp_path / "x"), 8, str(tmp_path / "none.json"))
-    with pytest.raises(DataError, match=r"there is no .*nowhere; set --config\.data\.dir"):
+    with pytest.raises(DataError, match=r"there is no .*nowhere; use data\.dir"):
         folder.source(tmp_path / "nowhere", 8)

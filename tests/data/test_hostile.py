@@ -10,18 +10,17 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
 
 from maml_jax import cli
 from tests.data import test_cifar, test_folder, test_mini_imagenet, test_tiered_imagenet
-from tests.data.test_tree import write_tar
+from tests.data.test_archive import write_tar
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,17 +30,17 @@ def prepare(tmp_path, monkeypatch, capsys):
     """Runs `prepare` on `tmp_path/raw`, from an empty folder; gives status, output and messages."""
 
     def refuse(*_, **__):
-        raise urllib.error.URLError("no network in tests")
+        raise requests.ConnectionError("no network in tests")
 
     (tmp_path / "raw").mkdir()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(requests, "get", refuse)
 
     def run(name, size, *arguments):
         settings = {"name": name, "dir": tmp_path / "raw", "cache_dir": tmp_path / "cache", "image_size": size}
         flags = [f"--config.data.{field}={value}" for field, value in settings.items()]
-        status = cli.main(["prepare", *flags, *arguments], configs=ROOT / "configs")
+        status = cli.main(["prepare", *flags, *arguments])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
@@ -291,7 +290,7 @@ def test_prepare_says_what_there_is_and_checks_it(prepare, tmp_path):
     status, _, err = prepare("mini_imagenet", 16, "--check")
     assert status == 2
     assert "val.npy differs from its checksum" in err
-    assert cli.main(["train", "--check"], configs=ROOT / "configs") == 2
+    assert cli.main(["train", "--check"]) == 2
 
 
 SLOW = """
@@ -308,11 +307,11 @@ def load(c):
 
 classes = [ClassImages(str(c), 1, functools.partial(load, c)) for c in range(int(sys.argv[1]))]
 source = Source("slow", {}, (16, 16, 3), {"train": classes})
-data.DATA_SETS["slow"] = data.DataSet(lambda settings, root: source, "no terms")
+data.DATA_SETS["slow"] = data.DataSet("slow", lambda settings, root: source, "no terms")
 for number in (signal.SIGTERM, signal.SIGINT):  # as launch.py does, and as a shell's background jobs lack
     signal.signal(number, signal.default_int_handler)
 flags = ["--config.data.name=slow", "--config.data.cache_dir=cache"]
-sys.exit(cli.main(["prepare", *flags], configs=Path(sys.argv[2]) / "configs"))
+sys.exit(cli.main(["prepare", *flags]))
 """
 
 

@@ -218,7 +218,7 @@ def test_missing_files(tmp_path, monkeypatch):
     message = str(caught.value)
     assert f"not complete in {tmp_path}: as pickles it lacks {LONG}val.pickle (" in message
     assert "as images it needs train.csv, val.csv, test.csv and images/" in message
-    for hint in ("kjunelee/MetaOptNet", "twitter-archive/meta-learning-lstm", "--config.data.dir=FOLDER"):
+    for hint in ("kjunelee/MetaOptNet", "twitter-archive/meta-learning-lstm", "data.dir='FOLDER'"):
         assert hint in message
     assert "\n" not in message
 

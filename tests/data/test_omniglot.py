@@ -161,7 +161,7 @@ def test_missing_files(tmp_path, monkeypatch):
     message = str(caught.value)
     assert f"needs images_evaluation.zip (or the folder images_evaluation) in {tmp_path};" in message
     assert "https://github.com/brendenlake/omniglot" in message
-    assert "--config.data.dir=FOLDER" in message
+    assert "data.dir='FOLDER'" in message
     assert "\n" not in message
 
 

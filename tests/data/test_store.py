@@ -125,7 +125,7 @@ def test_failure_keeps_what_was_there(tmp_path, built):
 
 
 def test_full_disk(tmp_path):
-    with pytest.raises(DataError, match=r"cannot write the store .*No space left.*config\.data\.cache_dir"):
+    with pytest.raises(DataError, match=r"cannot write the store .*No space left.*data\.cache_dir"):
         store.build(failing_source(OSError(28, "No space left on device")), tmp_path / "cache", progress=False)
     assert list(tmp_path.iterdir()) == []
 

@@ -3,7 +3,6 @@
 import io
 import json
 import socket
-import struct
 import sys
 import types
 import urllib.request
@@ -11,6 +10,7 @@ import urllib.request
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX.record_writer import RecordWriter
 
 from maml_jax import data
 from maml_jax.data import store, tfds_source
@@ -91,23 +91,31 @@ def everything(source):
     return {split: {c.name: c.load() for c in classes} for split, classes in source.splits.items()}
 
 
-def tfrecord(content):
-    return struct.pack("<Q", len(content)) + bytes(4) + content + bytes(4)
-
-
 def to_tfrecord(folder):
-    """Rewrites a prepared data set in TFRecord files, of which only lengths and contents are read."""
+    """Rewrites a prepared data set in TFRecord files, as another library writes them."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     for file in folder.glob("*array_record*"):
         records = ArrayRecordDataSource([str(file)])
         new = file.with_name(file.name.replace("array_record", "tfrecord"))
-        new.write_bytes(b"".join(tfrecord(records[i]) for i in range(len(records))))
+        writer = RecordWriter(str(new))
+        for i in range(len(records)):
+            writer.write(records[i])
+        writer.close()
         file.unlink()
     info = folder / "dataset_info.json"
     text = info.read_text().replace('"fileFormat": "array_record"', '"fileFormat": "tfrecord"')
     info.write_text(text.replace("{FILEFORMAT}-array_record", "{FILEFORMAT}"))
     return folder
+
+
+def tfrecord_places(content):
+    """Where each record begins, and its length."""
+    place = 0
+    while place < len(content):
+        length = int.from_bytes(content[place : place + 8], "little")
+        yield place, length
+        place += length + 16
 
 
 @pytest.mark.parametrize("name", ["toy_insects", "toy_grey"])
@@ -146,9 +154,16 @@ def test_tfrecord_reads_as_array_record_does(prepared, tmp_path):
         for name in one[split]:
             np.testing.assert_array_equal(one[split][name], other[split][name])
     file = next(folder.glob("*train.tfrecord*"))
-    file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(DataError, match=r"cannot read .*train\.tfrecord.*: truncated"):
-        dict(tfds_source.source("toy_insects", tmp_path, 8).splits)
+    whole = file.read_bytes()
+    starts = [place for place, _ in tfrecord_places(whole)]
+    for damaged, message in {
+        whole[:-9]: "truncated or damaged at byte",
+        whole[: starts[-1]]: "it has 14 examples instead of 15",
+        whole[:150] + bytes([whole[150] ^ 1]) + whole[151:]: "the record at byte 0 differs from its checksum",
+    }.items():
+        file.write_bytes(damaged)
+        with pytest.raises(DataError, match=rf"cannot read .*train\.tfrecord.*: {message}"):
+            dict(tfds_source.source("toy_insects", tmp_path, 8).splits)
     file.unlink()
     with pytest.raises(DataError, match=r"1\.0\.0 is incomplete: .*train\.tfrecord"):
         tfds_source.source("toy_insects", tmp_path, 8)
@@ -189,7 +204,7 @@ def test_unusable(prepared, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"data\.name='tfds:huggingface:x': .*huggingface_hub"):
         tfds_source.source("huggingface:x", tmp_path, 8)
     take_offline(monkeypatch)
-    with pytest.raises(DataError, match=r"could not prepare stanford_dogs: no network; prepare it where TensorFlow"):
+    with pytest.raises(DataError, match=r"could not prepare stanford_dogs: no network; it can be prepared where"):
         tfds_source.source("stanford_dogs", tmp_path, 8, download=True)
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(

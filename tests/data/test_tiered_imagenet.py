@@ -208,7 +208,7 @@ def test_npz_in_a_zip_that_is_encrypted_or_no_zip(tmp_path):
 def test_missing_files(tmp_path):
     write_npz(tmp_path)
     (tmp_path / "val_labels.pkl").unlink()
-    with pytest.raises(DataError, match=r"tiered-ImageNet is not complete in .*few-shot-ssl-public.*config\.data\.dir"):
+    with pytest.raises(DataError, match=r"tiered-ImageNet is not complete in .*few-shot-ssl-public.*data\.dir"):
         tiered_imagenet.source(tmp_path)
     with pytest.raises(DataError, match=r"not complete in .*nowhere"):
         tiered_imagenet.source(tmp_path / "nowhere")

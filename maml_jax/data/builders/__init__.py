@@ -11,37 +11,37 @@ do not cross; labels count through all three.
 """
 
 import io
-import types
 from collections.abc import Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from maml_jax import data
+from maml_jax.data import cifar, cub200, inat2017, mini_imagenet, tiered_imagenet
+from maml_jax.data.dataset import DataSet, DataSettings, source_of
 from maml_jax.data.source import ClassImages
 
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
 class FewShot(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A data set of `maml_jax.data.DATA_SETS`.
+    """A data set of this library.
 
     Attributes:
-      DATA_SET: Its name there.
-      IMAGE_SIZE: Side of the images in pixels.
+      DATA_SET: its entry.
+      IMAGE_SIZE: side of the images in pixels.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Put the raw files there that maml_jax's README lists for this data set."
-    DATA_SET: str
+    DATA_SET: DataSet
     IMAGE_SIZE: int
 
     def _info(self) -> tfds.core.DatasetInfo:
         shape = (self.IMAGE_SIZE, self.IMAGE_SIZE, 3)
         return tfds.core.DatasetInfo(
             builder=self,
-            description=data.DATA_SETS[self.DATA_SET].terms,
+            description=self.DATA_SET.terms,
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=shape, encoding_format="png"),
@@ -53,15 +53,13 @@ class FewShot(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        settings = types.SimpleNamespace(
-            name=self.DATA_SET,
+        settings = DataSettings(
+            name=self.DATA_SET.name,
             dir=str(_raw_files(dl_manager)),
             image_size=self.IMAGE_SIZE,
             split=self.builder_config.name if self.BUILDER_CONFIGS else "",
-            split_seed=0,
-            download=True,
         )
-        source = data.make_source(settings, progress=False)
+        source = source_of(self.DATA_SET, settings, progress=False)
         splits = dict(source.checked_splits())
         names = [c.name for classes in splits.values() for c in classes]
         self.info.features["label"].names = names
@@ -74,7 +72,7 @@ class FewShot(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def _raw_files(dl_manager: tfds.download.DownloadManager) -> Any:
-    """Returns the manual folder, or where downloads go if there is none."""
+    """The manual folder, or where downloads go if there is none."""
     try:
         return dl_manager.manual_dir
     except AssertionError:
@@ -98,35 +96,35 @@ def _examples(
 class MiniImagenet(FewShot):
     """mini-ImageNet, Ravi & Larochelle's split."""
 
-    DATA_SET, IMAGE_SIZE = "mini_imagenet", 84
+    DATA_SET, IMAGE_SIZE = mini_imagenet.DATA_SET, 84
 
 
 class TieredImagenet(FewShot):
     """tiered-ImageNet."""
 
-    DATA_SET, IMAGE_SIZE = "tiered_imagenet", 84
+    DATA_SET, IMAGE_SIZE = tiered_imagenet.DATA_SET, 84
 
 
 class CifarFs(FewShot):
     """CIFAR-FS."""
 
-    DATA_SET, IMAGE_SIZE = "cifar_fs", 32
+    DATA_SET, IMAGE_SIZE = cifar.CIFAR_FS, 32
 
 
 class Fc100(FewShot):
     """FC100."""
 
-    DATA_SET, IMAGE_SIZE = "fc100", 32
+    DATA_SET, IMAGE_SIZE = cifar.FC100, 32
 
 
 class Cub200(FewShot):
     """CUB-200-2011, in either of two published splits: `cub200/closerlook` (the default) and `cub200/feat`."""
 
-    DATA_SET, IMAGE_SIZE = "cub200", 84
+    DATA_SET, IMAGE_SIZE = cub200.DATA_SET, 84
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="closerlook"), tfds.core.BuilderConfig(name="feat")]  # noqa: RUF012
 
 
 class Inat2017(FewShot):
     """meta-iNat, of iNaturalist 2017."""
 
-    DATA_SET, IMAGE_SIZE = "inat2017", 84
+    DATA_SET, IMAGE_SIZE = inat2017.DATA_SET, 84

@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from maml_jax.data.tree import open_tree
+from maml_jax.data.archive import open_tree
 from maml_jax.errors import DataError
 
 FILES = {"a/1.png": b"one" * 300, "a/b/2.JPG": b"two" * 300, "list.csv": b"1.png,a\n"}

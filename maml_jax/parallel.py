@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from maml_jax.errors import ConfigError
 from maml_jax.tree import PyTree
 
 AXIS = "tasks"  # over devices, for collectives
@@ -68,6 +69,36 @@ def choose_devices(tasks: int, count: int) -> list[jax.Device]:
     """The first `count` devices, or where that is 0 the most that share `tasks` tasks evenly."""
     devices = jax.devices()
     return devices[: count or max(n for n in range(1, len(devices) + 1) if tasks % n == 0)]
+
+
+def check_devices(tasks: int, count: int, at_once: int) -> None:
+    """Refuses a distribution over devices that does not come out even.
+
+    Args:
+      tasks: of a meta-step.
+      count: devices that are to share them; 0 for as many as possible.
+      at_once: tasks that a device is to take side by side; 0 for a choice.
+
+    Raises:
+      ConfigError: more devices than there are, or tasks that cannot be shared out evenly.
+    """
+    there = len(jax.devices())
+    if count > there:
+        raise ConfigError(f"parallel.devices={count}, but there are only {there}", {"parallel.devices": 0})
+    if count and tasks % count:
+        raise ConfigError(f"parallel.devices={count} does not divide train.tasks={tasks}", {"parallel.devices": 0})
+    devices = len(choose_devices(tasks, count))
+    if jax.process_count() > 1 and devices < there:
+        raise ConfigError(
+            f"the {jax.process_count()} processes have {there} devices, all of which must take part, so "
+            f"train.tasks={tasks} must be a multiple of that, and parallel.devices 0"
+        )
+    share = tasks // devices
+    if at_once and share % at_once:
+        raise ConfigError(
+            f"train.tasks_at_once={at_once} does not divide the {share} tasks of a device ({tasks} on {devices})",
+            {"train.tasks_at_once": 0},
+        )
 
 
 def _mesh(devices):

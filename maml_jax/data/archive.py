@@ -34,7 +34,7 @@ class Tree(Protocol):
     """A folder or an archive.
 
     Attributes:
-      path: Where it is.
+      path: where it is.
     """
 
     path: Path
@@ -48,14 +48,14 @@ class Tree(Protocol):
         ...
 
     def stamp(self) -> dict[str, Any]:
-        """Returns what stands for the content in a fingerprint."""
+        """What stands for the content in a fingerprint."""
         ...
 
     def read(self, member: str) -> bytes:
-        """Returns a file's content.
+        """A file's content.
 
         Raises:
-          DataError: If it cannot be read.
+          DataError: if it cannot be read.
         """
         ...
 
@@ -69,7 +69,7 @@ def open_tree(path: Path) -> Tree:
     """Opens a folder, or an archive: zip, or tar, also compressed by gzip, bzip2 or xz.
 
     Raises:
-      DataError: If there is no such folder or archive.
+      DataError: if there is no such folder or archive.
     """
     if path.is_dir():
         return Folder(path)
@@ -120,7 +120,7 @@ class Folder:
         return list(self._status)
 
     def stamp(self) -> dict[str, Any]:
-        """Returns one stamp for all files, which changes if one is added, removed or changed."""
+        """One stamp for all files, which changes if one is added, removed or changed."""
         digest = hashlib.sha256()
         files = {member: status for member, status in self._status.items() if status}
         for member, status in files.items():
@@ -154,7 +154,7 @@ class Zip:
         return sorted(filter(_is_kept, self._zip.namelist()))
 
     def stamp(self) -> dict[str, Any]:
-        """Returns the archive's name, size and time of change."""
+        """The archive's name, size and time of change."""
         return stamp(self.path)
 
     def read(self, member: str) -> bytes:
@@ -203,7 +203,7 @@ class Tar:
         return sorted(filter(_is_kept, self._infos[1]))
 
     def stamp(self) -> dict[str, Any]:
-        """Returns the archive's name, size and time of change."""
+        """The archive's name, size and time of change."""
         return stamp(self.path)
 
     def read(self, member: str) -> bytes:

@@ -1,0 +1,151 @@
+"""What the command line's verbs do, as functions of a checked configuration."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import jax
+import ml_collections
+
+from maml_jax import config as config_lib
+from maml_jax import data, report
+from maml_jax import evaluate as evaluation
+from maml_jax import train as training
+from maml_jax.checkpoint import Checkpoints
+from maml_jax.errors import DataError
+from maml_jax.evaluate import Evaluation, Evaluator
+from maml_jax.experiment import Experiment, stored_data
+from maml_jax.files import write_whole
+from maml_jax.meta.step import MetaState
+from maml_jax.progress import say, silence
+
+
+def train(config: ml_collections.ConfigDict, workdir: Path) -> Evaluation | None:
+    """Meta-trains, or goes on where a run stopped, and evaluates it.
+
+    Raises:
+      UserError: something is wrong with the configuration, the data or the work directory.
+      Interrupted: SIGINT or SIGTERM came; the steps taken are in the latest checkpoint.
+    """
+    stored = workdir / "config.json"
+    if stored.exists():
+        config_lib.check_same_run(config, config_lib.load(stored), workdir)
+    experiment = _start(config, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        write_whole(stored, lambda file: file.write(config_lib.to_json(config).encode()))
+    training.train(experiment, workdir)
+    return _evaluate(experiment, restore(experiment, workdir), workdir)
+
+
+def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> Evaluation | None:
+    """Evaluates the run in a work directory under `config`, writes and prints what came of it.
+
+    Returns:
+      The outcome; None in all processes but the first.
+
+    Raises:
+      UserError: there is no run, or it does not fit the configuration.
+    """
+    config_lib.existing(workdir)
+    experiment = _start(config, workdir, train=False)
+    try:
+        state = restore(experiment, workdir)
+    except DataError as error:
+        raise _misfit(error, config, workdir) from error
+    return _evaluate(experiment, state, workdir)
+
+
+def _start(config: ml_collections.ConfigDict, workdir: Path, train: bool = True) -> Experiment:
+    """Starts JAX, opens the data and builds the experiment."""
+    start_jax(config.parallel)
+    if config.model.precision == "float32":
+        jax.config.update("jax_default_matmul_precision", "float32")
+    stores = data.open_stores(stored_data(config))
+    experiment = Experiment.of(config, stores, train)
+    jax.config.update("jax_compilation_cache_dir", str(data.default_cache_dir() / "xla"))
+    say(
+        f"jax {jax.__version__} on {len(jax.devices())} {jax.devices()[0].device_kind} device(s), "
+        f"work directory {workdir}"
+    )
+    return experiment
+
+
+def start_jax(parallel: ml_collections.ConfigDict) -> None:
+    """Sets up the devices of this process, and its place among several.
+
+    A CPU is made several devices, which take tasks side by side: on small tensors, XLA alone leaves cores idle.
+    """
+    with contextlib.suppress(RuntimeError):  # JAX has started, as within a program of the user's own
+        jax.config.update("jax_num_cpu_devices", parallel.cpu_devices or _cores())
+    if parallel.coordinator == "auto":
+        jax.distributed.initialize()
+    elif parallel.coordinator:
+        jax.distributed.initialize(parallel.coordinator, parallel.processes, parallel.process)
+    if jax.process_index() > 0:
+        silence()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def restore(experiment: Experiment, workdir: Path) -> MetaState:
+    """What a run has learned, from the checkpoint that `testing.checkpoint` names, with a fresh optimiser's state.
+
+    Raises:
+      DataError: there is no checkpoint, it cannot be read, or it is of another model.
+    """
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        return checkpoints.restore_model(experiment.testing.checkpoint, experiment.fresh_state())
+
+
+def _misfit(error: DataError, config: ml_collections.ConfigDict, workdir: Path) -> DataError:
+    """The error of a checkpoint that does not fit, with the settings of the model that differ from its training."""
+    trained = config_lib.load(workdir / "config.json")
+    old, new = config_lib.flatten(trained), config_lib.flatten(config)
+    sections = ("model.", "task.way", "data.image_size", "inner.learn_rates", "inner.rates_per_step", "inner.steps")
+    changed = [field for field in new if field.startswith(sections) and new[field] != old[field]]
+    if not changed:
+        return error
+    differences = ", ".join(f"{field} is {new[field]!r} and was {old[field]!r}" for field in changed)
+    return DataError(f"{error.facts}; of the settings, {differences}", {field: old[field] for field in changed})
+
+
+def _evaluate(experiment: Experiment, state: MetaState, workdir: Path) -> Evaluation | None:
+    t = experiment.testing
+    result = Evaluator(experiment, t.split)(state.params, state.stats, t.tasks, show=True)
+    if jax.process_index() > 0:
+        return None
+    evaluation.write(workdir, experiment, result, int(state.step))
+    if report.is_curve(experiment):
+        report.draw_curves(experiment, state, workdir / "report" / "curves.png")
+    facts = t.facts
+    print(
+        f"{t.split} {result} over {t.tasks} tasks, {facts['way']}-way {facts['shot']}-shot, {facts['query']} queries "
+        f"per class, {t.steps} inner steps, meta-step {int(state.step)} ({t.checkpoint})"
+    )
+    for row in result.by_step:
+        named = (f"{name} {row[name]:.4f} ± {row[name + '_ci95']:.4f}" for name in ("loss", "accuracy") if name in row)
+        print(f"  after {row['steps']:>2} steps  " + "  ".join(named))
+    return result
+
+
+def prepare(config: ml_collections.ConfigDict, check: bool) -> None:
+    """Builds the data set's store, or with `check` takes the one that is there; verifies and describes it."""
+    report = data.prepare(stored_data(config), check=check)
+    print(f"{report['name']}: verified {report['path']}\n{report['terms']}")
+    height, width, channels = report["image_shape"]
+    for split, facts in report["splits"].items():
+        mean, std = (", ".join(f"{value:.4f}" for value in facts[name]) for name in ("mean", "std"))
+        print(
+            f"  {split:5} {facts['classes']:5} classes {facts['images']:7} images {facts['bytes'] / 2**20:8.1f} MiB  "
+            f"mean {mean}  std {std}"
+        )
+    print(f"  images of {height} x {width} pixels, {channels} channel{'s' * (channels > 1)}; means of pixels in [0, 1]")
+    for split, facts in report["splits"].items():
+        if facts["published"] not in (None, facts["classes"]):
+            say(
+                f"note: the published {split} split of {report['name']} has {facts['published']} classes, this one "
+                f"{facts['classes']}: results on it are not comparable"
+            )

@@ -1,0 +1,90 @@
+"""From a configuration to the method, its learner, and the optimisers."""
+
+import jax
+import ml_collections
+import optax
+
+from maml_jax.meta import inner
+from maml_jax.meta.outer import Annealing, Maml, Method
+from maml_jax.meta.rates import LearnedRates
+from maml_jax.nn.classifier import Classifier
+from maml_jax.nn.encoders import encoder
+from maml_jax.nn.head import LinearHead
+from maml_jax.nn.loss import LOSSES
+from maml_jax.nn.model import STARTS, FlaxLearner
+from maml_jax.nn.norm import Normalization
+
+
+def build_method(config: ml_collections.ConfigDict, way: int) -> Method:
+    """The method of `config` for a number of classes."""
+    annealing = Annealing(config.outer.multi_step, config.outer.first_order)
+    return Maml(build_learner(config, way), build_inner(config), config.inner.steps, annealing)
+
+
+def build_learner(config: ml_collections.ConfigDict, way: int) -> FlaxLearner:
+    """The classifier of `config.model` for a number of classes."""
+    m = config.model
+    norm = Normalization.parse(m.norm, config.inner.steps)
+    classifier = Classifier(
+        encoder(m.encoder, m.width, norm, m.options),
+        LinearHead(way, m.temperature, m.learn_temperature),
+        piece=m.piece_mib * 2**20 or default_piece(),
+        half=m.precision == "bfloat16",
+    )
+    return FlaxLearner(classifier, LOSSES[m.loss], STARTS[m.head])
+
+
+def default_piece() -> int:
+    """Bytes of a layer's images at once, unless set: on a CPU what stays in its cache, and no limit (0) elsewhere."""
+    return 5 * 2**20 if jax.default_backend() == "cpu" else 0
+
+
+def build_inner(config: ml_collections.ConfigDict) -> inner.InnerLoop:
+    """The inner loop of `config.inner`. A temperature never adapts."""
+    c = config.inner
+    root = c.epsilon**2  # √(v + ε²) for √v + ε, whose derivative at v = 0 is infinite
+    directions = {
+        "sgd": lambda: optax.trace(c.momentum) if c.momentum else optax.identity(),
+        "rmsprop": lambda: optax.scale_by_rms(decay=0.99, eps=root, eps_in_sqrt=True),
+        "adam": lambda: optax.scale_by_adam(b1=0.9, b2=0.999, eps=0.0, eps_root=root),
+    }
+    initial = {"encoder": c.encoder_rate, "head": c.head_rate}
+    rates = None
+    if c.learn_rates != "none":
+        rates = LearnedRates(c.learn_rates, initial, c.steps if c.rates_per_step else 0, c.positive_rates)
+    return inner.InnerLoop(
+        optimizer=inner.descent(directions[c.optimizer](), initial, c.weight_decay),
+        is_adapted=inner.all_but("|".join(filter(None, ("^head/temperature$", c.fixed)))),
+        first_order=c.first_order,
+        checkpoint=c.checkpoint,
+        forward_over_reverse=c.forward_over_reverse,
+        rates=rates,
+    )
+
+
+def build_outer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """The outer optimiser of `config.outer`, with PyTorch's constants; weight decay is added to the gradient."""
+    c = config.outer
+    rules = {
+        "adam": lambda: optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8),
+        "sgd": lambda: optax.trace(c.momentum),
+        "rmsprop": lambda: optax.scale_by_rms(decay=0.99, eps=1e-8, eps_in_sqrt=False),
+    }
+    return optax.chain(
+        optax.clip(c.clip) if c.clip else optax.identity(),
+        optax.add_decayed_weights(c.weight_decay) if c.weight_decay else optax.identity(),
+        rules[c.optimizer](),
+        optax.scale_by_learning_rate(build_schedule(config)),
+    )
+
+
+def build_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """The outer learning rate as a function of the meta-steps taken, changing every `outer.period` of them."""
+    c = config.outer
+    schedules = {
+        "constant": lambda: optax.constant_schedule(c.rate),
+        "step": lambda: optax.piecewise_constant_schedule(c.rate, dict.fromkeys(c.milestones, c.factor)),
+        "cosine": lambda: optax.cosine_decay_schedule(c.rate, max(config.train.steps, 1)),
+    }
+    schedule = schedules[c.schedule]()
+    return lambda step: schedule(step // c.period * c.period)
