@@ -10,11 +10,11 @@ from typing import Any
 from maml_jax import rules
 from maml_jax.data import DATA_SETS
 from maml_jax.data.augment import AUGMENTATIONS
-from maml_jax.parallel import BACKENDS
 from maml_jax.meta.rates import KINDS as RATES
-from maml_jax.nn.loss import LOSSES
 from maml_jax.nn.encoders import ENCODERS
+from maml_jax.nn.loss import LOSSES
 from maml_jax.nn.model import STARTS
+from maml_jax.parallel import BACKENDS
 from maml_jax.rules import (
     ADDRESS,
     ANY,

@@ -24,7 +24,7 @@ from maml_jax.errors import ConfigError, DataError
 from maml_jax.files import write_whole
 from maml_jax.meta.step import MetaState
 from maml_jax.nn.model import Model
-from maml_jax.nn.norm import mode_of
+from maml_jax.nn.norm import Normalization
 from maml_jax.tree import PyTree
 from parity import convert
 from parity.golden import block_of
@@ -233,7 +233,9 @@ def _bn_args(config: ml_collections.ConfigDict, encoder: str, params: PyTree) ->
     for name in tree.names(params):
         layer, _, leaf = name.rpartition("/")
         if leaf == "scale":
-            modes.setdefault(block_of(convert.torch_name(name)), set()).add(mode_of(config.model.norm, layer))
+            modes.setdefault(block_of(convert.torch_name(name)), set()).add(
+                Normalization.parse(config.model.norm).mode(layer)
+            )
     kinds = set.union(*modes.values())
     if not kinds <= {"batch", "episodic", "global"} or config.inner.learn_rates != "none":
         raise ConfigError(

@@ -39,7 +39,7 @@ def small():
     """Builds a two-way ConvNet of two blocks of two channels for 8-pixel images."""
 
     def build(norm="batch", head="meta", way=2, width=2, channels=3):
-        classifier = Classifier(ConvNet(width, norm, blocks=2), LinearHead(way))
+        classifier = Classifier(ConvNet(width, 2, norm=norm), LinearHead(way))
         return Model(classifier, norm, head == "zero", (8, 8, channels))
 
     return build

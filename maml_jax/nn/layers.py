@@ -6,10 +6,37 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maml_jax.nn.conv import conv_same
-from maml_jax.nn.norm import BatchNorm, Pass, at_least_float32, image_moments
-from maml_jax.nn.pieces import Lazy, piecewise
-from maml_jax.nn.pool import max_pool
+from maml_jax.meta.learner import Phase
+from maml_jax.nn.kernels.conv import conv_same
+from maml_jax.nn.kernels.pieces import Images, computed, each, lazily, measured, recomputed, settled
+from maml_jax.nn.kernels.pool import max_pool
+from maml_jax.nn.moments import at_least_float32, image_moments
+from maml_jax.nn.norm import BatchNorm, Normalization
+
+__all__ = ["Conv", "ConvNorm", "Convolve", "Encoder", "computed", "each", "lazily", "max_pool", "recomputed", "settled"]
+
+Convolve = Callable[[jax.Array, jax.Array, int], jax.Array]  # of images, kernel and stride
+
+_FEW = 8  # input channels, of which a convolution costs less to compute again than its result to keep
+
+
+class Encoder(nn.Module, kw_only=True):
+    """A convolutional encoder, as far as all have the same.
+
+    What it does to images it does by the layers and functions of this module, and so it may be given images that are
+    yet to be computed, and give back such (see `maml_jax.nn.kernels.pieces`).
+
+    Attributes:
+      norm: normalisation modes by layer, or their description (see `Normalization.parse`).
+      conv: what convolves images `[batch, height, width, in]` with a kernel `[window, window, in, out]` and a stride.
+    """
+
+    norm: Normalization | str = "batch"
+    conv: Convolve = conv_same
+
+    def __post_init__(self):
+        object.__setattr__(self, "norm", Normalization.parse(self.norm))
+        super().__post_init__()
 
 
 class Conv(nn.Module):
@@ -21,6 +48,7 @@ class Conv(nn.Module):
       stride: 1 or 2.
       use_bias: has one bias per output channel.
       kernel_init: initialiser of the `[window, window, in, features]` kernel.
+      conv: what convolves, as in `Encoder`.
     """
 
     features: int
@@ -28,75 +56,87 @@ class Conv(nn.Module):
     stride: int = 1
     use_bias: bool = True
     kernel_init: Callable = nn.initializers.he_normal()
+    conv: Convolve = conv_same
+
+    def __call__(self, x: Images) -> Images:
+        """Maps `[batch, height, width, channels]` to `[batch, ceil(height / stride), ..., features]`."""
+        convolve, bias = self.parts(x)
+        return each(convolve if bias is None else lambda x: convolve(x) + bias.astype(x.dtype), x)
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[Callable[[jax.Array], jax.Array], jax.Array | None]:
-        """The convolution of images such as `x`, `[batch, height, width, channels]`.
-
-        Returns:
-          The map to `[batch, ceil(height / stride), ..., features]`, and the bias that remains to be added,
-          `[features]`, or None.
-        """
-        shape = (self.window, self.window, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, at_least_float32(x))
+    def parts(self, like: Images) -> tuple[Callable[[jax.Array], jax.Array], jax.Array | None]:
+        """The map of images such as `like`, without the bias; and the bias, `[features]`, or None."""
+        shape = (self.window, self.window, like.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, at_least_float32(like))
         bias = self.param("bias", nn.initializers.zeros, shape[-1:], kernel.dtype) if self.use_bias else None
-        return lambda x: conv_same(x, kernel.astype(x.dtype), self.stride), bias
+        return lambda x: self.conv(x, kernel.astype(x.dtype), self.stride), bias
 
 
-def conv_norm(
-    parent: nn.Module,
-    images: Lazy,
-    which: Pass,
-    train: bool,
-    *,
-    conv: str = "conv",
-    norm: str = "norm",
-    pool: bool = False,
-    keep: bool = True,
-    **how,
-) -> Lazy:
-    """A convolution and the normalisation after it, in pieces of the batch.
+class ConvNorm(nn.Module):
+    """Convolution, normalisation, an activation if wanted, and 2x2 max-pooling if wanted.
 
-    The images to be convolved are computed in its pieces, and the normalisation in those of what comes next, so that
-    only what convolutions give needs to be kept for the way back.
+    The order is convolution, pooling, normalisation, activation: as what normalisation and the activation do to a
+    channel is monotone, only the quarter of the entries that pooling leaves needs to be mapped.
 
-    Args:
-      parent: the module to which the two layers belong, with their `channels`, `norm` and `piece`: the bytes of
-        convolved images that there may be at once, or 0 for no limit.
-      images: what is convolved, `[batch, height, width, channels]`.
-      which: the pass.
-      train: meta-training.
-      conv: name of the convolution.
-      norm: name of the normalisation.
-      pool: the result is max-pooled. Only a quarter of the entries then has to be normalised, and may be mapped by a
-        rising function thereafter.
-      keep: keep what the convolution gives; if not, and the batch is in pieces, it is computed again where it is used.
-      **how: other attributes of the convolution, see `Conv`.
+    Attributes:
+      features: output channels.
+      norm: as in `Encoder`.
+      window: see `Conv`.
+      stride: see `Conv`.
+      pool: max-pools; an odd last row or column is dropped.
+      activation: entry by entry, and never falling if pooled; None for none.
+      use_bias: see `Conv`.
+      kernel_init: see `Conv`.
+      conv: see `Conv`.
+      names: of the convolution and the normalisation, among the parameters and for `norm`.
     """
-    convolve, bias = Conv(parent.channels, name=conv, parent=parent, **how)(images.like)
-    convolved = images.then(convolve)
-    like = convolved.like
 
-    again = not keep and convolved.at_once(parent.piece) < len(like)
+    features: int
+    norm: Normalization | str = "batch"
+    window: int = 3
+    stride: int = 1
+    pool: bool = False
+    activation: Callable[[jax.Array], jax.Array] | None = None
+    use_bias: bool = True
+    kernel_init: Callable = nn.initializers.he_normal()
+    conv: Convolve = conv_same
+    names: tuple[str, str] = ("conv", "norm")
 
-    def measure(rising):
-        if not pool:
-            if again:
-                return convolved.compute(parent.piece, image_moments), convolved
-            x, moments = convolved.compute_and(parent.piece, image_moments)
-            return moments, Lazy.of(x)
-        # A window's largest entry comes out largest, or its smallest where the channel's scale is negative.
-        sign = jnp.broadcast_to(jnp.where(rising, 1, -1).astype(like.dtype), (len(like), 1, 1, like.shape[-1]))
-        pooled = lambda x, sign: sign * max_pool(sign * x)  # noqa: E731
-        if again:
-            return convolved.compute(parent.piece, image_moments), convolved.then(pooled, Lazy.of(sign))
+    @nn.compact
+    def __call__(self, x: Images, phase: Phase) -> Images:
+        """Maps `[batch, height, width, channels]` to `[batch, height', width', features]`."""
+        conv, norm = self._layers()
+        convolve, bias = conv.parts(x)
+        y = each(convolve, x)
+        keep = self.window > 1 and x.shape[-1] >= _FEW
+        if self.pool:
+            moments, entries = measured(y, image_moments, _pooled, self._signs(norm, y, phase), keep=keep)
+        else:
+            moments, entries = measured(y, image_moments, keep=keep)
+        activate = self.activation or (lambda x: x)
+        return each(lambda x, normalize: activate(normalize(x)), entries, norm.affine(y, moments, phase, bias))
 
-        def of_piece(sign, *inputs):
-            x = convolved.function(*inputs)
-            return image_moments(x), pooled(x, sign)
+    def _layers(self):
+        policy = Normalization.parse(self.norm)
+        conv = Conv(
+            self.features,
+            self.window,
+            self.stride,
+            self.use_bias,
+            self.kernel_init,
+            self.conv,
+            name=self.names[0],
+        )
+        mode = policy.mode("/".join((*self.path, self.names[1])))
+        return conv, BatchNorm(mode, policy.steps, name=self.names[1])
 
-        moments, x = piecewise(of_piece, (sign, *convolved.inputs), convolved.at_once(parent.piece))
-        return moments, Lazy.of(x)
+    @staticmethod
+    def _signs(norm, y, phase):
+        """1 where the normalisation of a channel rises, else -1, for every image `[batch, 1, 1, features]`."""
+        signs = jnp.where(norm.rises(y, phase), 1, -1).astype(y.dtype)
+        return jnp.broadcast_to(signs, (y.shape[0], 1, 1, y.shape[-1]))
 
-    entries, normalize = BatchNorm(parent.norm, name=norm, parent=parent)(measure, like, bias, which, train)
-    return entries.then(lambda x, normalize: normalize(x), Lazy.of(normalize))
+
+def _pooled(x, sign):
+    """A window's entry that comes out largest of a map that rises, or falls, with `sign`."""
+    return sign * max_pool(sign * x)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maml_jax.nn.norm import Pass
+from maml_jax.meta.learner import Phase
 
 _KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -23,9 +23,9 @@ class MLP(nn.Module):
     layers: int = 2
 
     @nn.compact
-    def __call__(self, x: jax.Array, which: Pass, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, phase: Phase) -> jax.Array:
         """Maps `[batch, inputs]` to features `[batch, self.width]`."""
-        del which, train
+        del phase
         for i in range(1, self.layers + 1):
             bias_init = _uniform(x.shape[-1] ** -0.5)
             x = nn.relu(nn.Dense(self.width, kernel_init=_KERNEL_INIT, bias_init=bias_init, name=f"dense{i}")(x))

@@ -1,124 +1,109 @@
 """Residual encoders: ResNet-12 as few-shot papers have it, and ResNet-18 (He et al. 2015) in two depths."""
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 
-from maml_jax.nn.barrier import recomputed
-from maml_jax.nn.layers import conv_norm
-from maml_jax.nn.norm import Pass
-from maml_jax.nn.pieces import Lazy, piece_of
-from maml_jax.nn.pool import max_pool
+from maml_jax.meta.learner import Phase
+from maml_jax.nn.layers import ConvNorm, Convolve, Encoder, each, max_pool, recomputed, settled
+from maml_jax.nn.norm import Normalization
 
 # PyTorch-MAML's: Kaiming normal by fan-out for a leaky slope of 0.01, PyTorch's default, whatever the activation.
 _CONV = {"use_bias": False, "kernel_init": nn.initializers.variance_scaling(2 / (1 + 0.01**2), "fan_out", "normal")}
 
+_leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.1)
 
-class ResNet12(nn.Module):
+
+class ResNet12(Encoder):
     """Four residual blocks, each pooled; features are the mean over the last map.
 
     Attributes:
-      channels: of the four blocks, such as (64, 128, 256, 512).
-      norm: normalisation modes by layer, as `maml_jax.nn.norm.mode_of` reads them.
-      piece: as in `maml_jax.nn.convnet.ConvNet`.
+      channels: of the four blocks.
+      norm: see `Encoder`.
+      conv: see `Encoder`.
     """
 
-    channels: tuple[int, int, int, int]
-    norm: str = "batch"
-    piece: int = 0
+    channels: tuple[int, int, int, int] = (64, 128, 256, 512)
 
     @nn.compact
-    def __call__(self, x: jax.Array, which: Pass, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, phase: Phase) -> jax.Array:
         """Maps images `[batch, height, width, channels]` of at least 16 px to features `[batch, self.channels[3]]`."""
-        piece = piece_of(self.piece, which)
         for i, channels in enumerate(self.channels, start=1):
+            block = _PooledBlock(channels, self.norm, self.conv, name=f"layer{i}")
             # What the first block makes is as large as what all the others make, for a fifth of the work.
-            block = _RecomputedBlock if i == 1 and piece and not self.is_initializing() else _PooledBlock
-            x = block(channels, self.norm, piece, i > 1, name=f"layer{i}")(x, which, train)
-        return x.mean((1, 2))
+            x = (recomputed(block) if i == 1 else block)(x, phase)
+        return each(lambda x: x.mean((1, 2)), x)
 
 
 class _PooledBlock(nn.Module):
-    """Three convolutions beside a 1x1 shortcut, leaky ReLU of slope 0.1, 2x2 max-pooling.
-
-    Attributes:
-      keep: what the first convolution gives. Of few channels it costs less to compute again, as the shortcut's does.
-    """
+    """Three convolutions beside a 1x1 shortcut, leaky ReLU of slope 0.1, 2x2 max-pooling."""
 
     channels: int
-    norm: str
-    piece: int
-    keep: bool
+    norm: Normalization
+    conv: Convolve
 
     @nn.compact
-    def __call__(self, x, which, train):
-        layer = functools.partial(conv_norm, self, which=which, train=train, **_CONV)
-        images, activate = Lazy.of(x), functools.partial(nn.leaky_relu, negative_slope=0.1)
-        y = layer(images, conv="conv1", norm="norm1", keep=self.keep).then(activate)
-        y = layer(y, conv="conv2", norm="norm2").then(activate)
-        y = layer(y, conv="conv3", norm="norm3")
-        shortcut = layer(images, conv="shortcut_conv", norm="shortcut_norm", window=1, keep=False)
-        return y.then(lambda y, x: activate(max_pool(y + x)), shortcut).compute(self.piece)
+    def __call__(self, x, phase):
+        layer, x = _layers_of(self), settled(x)
+        y = layer("conv1", "norm1", activation=_leaky_relu)(x, phase)
+        y = layer("conv2", "norm2", activation=_leaky_relu)(y, phase)
+        y = layer("conv3", "norm3")(y, phase)
+        shortcut = layer("shortcut_conv", "shortcut_norm", window=1)(x, phase)
+        return each(lambda y, x: _leaky_relu(max_pool(y + x)), y, shortcut)
 
 
-_RecomputedBlock = recomputed(_PooledBlock)
-
-
-class ResNet18(nn.Module):
+class ResNet18(Encoder):
     """A stem without pooling and four stages of two-convolution blocks; features are the mean over the last map.
 
     Attributes:
-      channels: of the four stages, such as (64, 128, 256, 512); stages two to four halve the image's sides.
-      norm: normalisation modes by layer, as `maml_jax.nn.norm.mode_of` reads them.
-      piece: as in `maml_jax.nn.convnet.ConvNet`.
+      channels: of the four stages; stages two to four halve the image's sides.
       blocks: per stage: 1, as PyTorch-MAML means it, or 2, the standard depth.
+      norm: see `Encoder`.
+      conv: see `Encoder`.
     """
 
-    channels: tuple[int, int, int, int]
-    norm: str = "batch"
-    piece: int = 0
+    channels: tuple[int, int, int, int] = (64, 128, 256, 512)
     blocks: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, which: Pass, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, phase: Phase) -> jax.Array:
         """Maps images `[batch, height, width, channels]` to features `[batch, self.channels[3]]`."""
-        piece = piece_of(self.piece, which)
-        x = _Stem(self.channels[0], self.norm, piece, name="stem")(x, which, train)
+        stem = ConvNorm(self.channels[0], self.norm, activation=nn.relu, conv=self.conv, name="stem", **_CONV)
+        x = stem(x, phase)
         for i, channels in enumerate(self.channels, start=1):
             for j in range(1, self.blocks + 1):
                 name = f"layer{i}" if self.blocks == 1 else f"layer{i}_{j}"
                 stride = 2 if i > 1 and j == 1 else 1
-                x = _StridedBlock(channels, self.norm, piece, stride, name=name)(x, which, train)
-        return x.mean((1, 2))
-
-
-class _Stem(nn.Module):
-    """A convolution, its normalisation, ReLU."""
-
-    channels: int
-    norm: str
-    piece: int
-
-    @nn.compact
-    def __call__(self, x, which, train):
-        return conv_norm(self, Lazy.of(x), which, train, **_CONV).then(nn.relu).compute(self.piece)
+                x = _StridedBlock(channels, self.norm, self.conv, stride, name=name)(x, phase)
+        return each(lambda x: x.mean((1, 2)), x)
 
 
 class _StridedBlock(nn.Module):
     """Two convolutions, the first of which may have a stride, and then the shortcut is a strided 1x1 convolution."""
 
     channels: int
-    norm: str
-    piece: int
+    norm: Normalization
+    conv: Convolve
     stride: int
 
     @nn.compact
-    def __call__(self, x, which, train):
-        layer = functools.partial(conv_norm, self, which=which, train=train, **_CONV)
-        shortcut = images = Lazy.of(x)
-        y = layer(images, conv="conv1", norm="norm1", stride=self.stride).then(nn.relu)
-        y = layer(y, conv="conv2", norm="norm2")
+    def __call__(self, x, phase):
+        layer, x = _layers_of(self), settled(x)
+        y = layer("conv1", "norm1", stride=self.stride, activation=nn.relu)(x, phase)
+        y = layer("conv2", "norm2")(y, phase)
         if self.stride > 1:
-            shortcut = layer(images, conv="shortcut_conv", norm="shortcut_norm", window=1, stride=self.stride)
-        return y.then(lambda y, x: nn.relu(y + x), shortcut).compute(self.piece)
+            x = layer("shortcut_conv", "shortcut_norm", window=1, stride=self.stride)(x, phase)
+        return each(lambda y, x: nn.relu(y + x), y, x)
+
+
+def _layers_of(block: nn.Module) -> Callable[..., ConvNorm]:
+    """Makes a block's layers, whose parameters are the block's own: 'layer1/conv1/kernel', 'layer1/norm1/scale'."""
+
+    def layer(*names, **how):
+        layer = ConvNorm(block.channels, block.norm, conv=block.conv, names=names, **_CONV, **how)
+        nn.share_scope(layer, block)
+        return layer
+
+    return layer

@@ -83,7 +83,7 @@ def test_fixed_parameters_stay(small, episodes):
 
 
 def test_the_temperature_never_adapts(episodes):
-    classifier = Classifier(ConvNet(2, "batch", blocks=2), LinearHead(2, 2.0, learn_temperature=True))
+    classifier = Classifier(ConvNet(2, 2, norm="batch"), LinearHead(2, 2.0, learn_temperature=True))
     model, task = Model(classifier, "batch", False, (8, 8, 3)), one_task(episodes())
     params, stats = model.init(jax.random.key(0))
     inner = InnerLoop(sgd(0.3, 0.1, 0.9, 0.1), all_but(""))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maml_jax.nn.barrier import materialize, recomputed
+from maml_jax.nn.kernels.barrier import materialize, recomputed
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from maml_jax.nn import conv as module
-from maml_jax.nn import winograd
-from maml_jax.nn.conv import conv, conv_same
+from maml_jax.nn.kernels import conv as module
+from maml_jax.nn.kernels import winograd
+from maml_jax.nn.kernels.conv import conv, conv_same
 
 pytestmark = pytest.mark.usefixtures("x64")
 

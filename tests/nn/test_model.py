@@ -8,12 +8,12 @@ import pytest
 
 from maml_jax import tree
 from maml_jax.nn import model
-from maml_jax.nn.conv import conv_same
 from maml_jax.nn.convnet import ConvBlock
+from maml_jax.nn.kernels.conv import conv_same
+from maml_jax.nn.kernels.pieces import Lazy
+from maml_jax.nn.kernels.pool import max_pool
 from maml_jax.nn.loss import cross_entropy
 from maml_jax.nn.norm import Pass
-from maml_jax.nn.pieces import Lazy
-from maml_jax.nn.pool import max_pool
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from maml_jax.nn import model
+from maml_jax.nn.kernels.pieces import Lazy, piecewise, piecewise_and
 from maml_jax.nn.norm import Pass
-from maml_jax.nn.pieces import Lazy, piecewise, piecewise_and
 
 
 @pytest.mark.parametrize(("most", "size"), [(1, 1), (3, 3), (4, 3), (5, 3), (6, 6), (100, 6)])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from maml_jax import tree
 from maml_jax.nn import model
-from maml_jax.nn.norm import mode_of
+from maml_jax.nn.norm import Normalization
 from parity import convert
 from parity.reference import ENCODERS, ModelSpec, init_params, init_stats
 
@@ -91,7 +91,7 @@ def test_modes_by_block(encoder):
     spec = ModelSpec(encoder, norm=modes)
     for name in tree.names(shapes(build(encoder))[0]):
         if name.endswith("/scale"):
-            assert mode_of(norm, name.removesuffix("/scale")) == spec.mode(convert.torch_name(name))
+            assert Normalization.parse(norm).mode(name.removesuffix("/scale")) == spec.mode(convert.torch_name(name))
     assert convert.norm_of(dict.fromkeys(blocks, "global")) == "global"
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maml_jax.nn.conv import conv
+from maml_jax.nn.kernels.conv import conv
 from parity.limits import count
 
 

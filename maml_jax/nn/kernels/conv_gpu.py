@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
+from maml_jax.nn.kernels.winograd import Padding
 
 
 def conv(x: jax.Array, kernel: jax.Array, *, padding: Padding, flipped: bool) -> jax.Array:

@@ -27,10 +27,9 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from maml_jax.nn import winograd
-from maml_jax.nn.kernels import conv_gpu
-from maml_jax.nn.loop import sum_pieces
-from maml_jax.nn.winograd import Padding
+from maml_jax.nn.kernels import conv_gpu, winograd
+from maml_jax.nn.kernels.loop import sum_pieces
+from maml_jax.nn.kernels.winograd import Padding
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 

@@ -30,42 +30,51 @@ def materialize(x: jax.Array, after: jax.Array | None = None) -> jax.Array:
     return _materialize_p.bind(x, (x if after is None else after).reshape(-1)[0])
 
 
-def recomputed(module: type[nn.Module]) -> type[nn.Module]:
-    """The module with only its inputs kept for the way back, where it is computed again once the cotangent is there.
+def recomputed(function: Callable[..., PyTree], module: nn.Module, x: jax.Array, *others: PyTree) -> PyTree:
+    """`function(module, x, *others)` with only its inputs kept for the way back, where it is computed again.
 
-    As `nn.remat`, but on a CPU too. Derivatives start with one in reverse mode.
+    That happens once the cotangent is there. As `nn.remat`, but on a CPU too. Derivatives start with one in reverse
+    mode.
 
     Args:
-      module: its call takes an array, then arguments that are not; its variables are float arrays. To initialise
-        them, take the module itself.
+      function: calls the module, whose variables are float arrays and have been initialised.
+      module: a bound one.
+      x: a float array.
+      *others: trees of arrays, which are constants for all derivatives, and of anything else.
     """
-    return nn.transforms.lift_transform(_lifted, module)
+    return nn.transforms.lift_direct_transform(_lifted, (function,), module, x, *others)
 
 
-def _lifted(call):
-    def inner(scope_of, repack, variables, rngs, x, *how):
-        def function(variables, x):
+def _lifted(call, scopes, *arguments):
+    def inner(scope_of, repack, variables, rngs, x, *others):
+        leaves, structure = jax.tree.flatten(others)
+        arrays = {str(i): leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)}
+        others = [None if str(i) in arrays else leaf for i, leaf in enumerate(leaves)]
+
+        def function(variables, x, arrays):
             scope = scope_of(variables, rngs)
+            how = structure.unflatten([arrays.get(str(i), leaf) for i, leaf in enumerate(others)])
             return call(scope, x, *how), repack(scope)
 
-        return _recomputed(function, variables, x)
+        return _recomputed(function, variables, x, arrays)
 
-    return lift.pack(inner, (True,), (True,), (), name="recomputed")
-
-
-def _evaluate(function: Callable[[PyTree, jax.Array], Any], variables: PyTree, x: jax.Array) -> Any:
-    return function(variables, x)
+    return lift.pack(inner, (True,), (True,), (), name="recomputed")(scopes, *arguments)
 
 
-def _forward(function, variables, x):
-    out, _ = jax.vjp(function, variables, x)  # as if for derivatives, so that it has forward-mode ones too
-    return out, (variables, x)
+def _evaluate(function: Callable[..., Any], variables: PyTree, x: jax.Array, arrays: PyTree) -> Any:
+    return function(variables, x, arrays)
+
+
+def _forward(function, variables, x, arrays):
+    out, _ = jax.vjp(lambda *at: function(*at, arrays), variables, x)  # as for derivatives: it has forward ones too
+    return out, (variables, x, arrays)
 
 
 def _backward(function, kept, cotangents):
-    variables, x = kept
-    _, transpose = jax.vjp(function, variables, materialize(x, after=jax.tree.leaves(cotangents)[0]))
-    return transpose(cotangents)
+    variables, x, arrays = kept
+    again = materialize(x, after=jax.tree.leaves(cotangents)[0])
+    _, transpose = jax.vjp(lambda *at: function(*at, arrays), variables, again)
+    return *transpose(cotangents), None
 
 
 _recomputed = jax.custom_vjp(_evaluate, nondiff_argnums=(0,))

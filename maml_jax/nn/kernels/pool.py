@@ -14,7 +14,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from maml_jax.nn.barrier import materialize
+from maml_jax.nn.kernels.barrier import materialize
 
 
 @jax.custom_jvp

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maml_jax.nn.loop import largest_divisor, map_pieces, sum_pieces
+from maml_jax.nn.kernels.loop import largest_divisor, map_pieces, sum_pieces
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 Matrix = tuple[tuple[float, ...], ...]
