@@ -180,6 +180,12 @@ def _of_result(called, result):
     return size(called[result.operands[1]].shape if result.op == "dynamic-update-slice" else result.shape)
 
 
+def received(launch: Launch) -> int:
+    """Bytes of the operands of one run, such as a collective's."""
+    here = launch.computation
+    return sum(size(here[name].shape) for name in launch.instruction.operands if name in here)
+
+
 def shuffles(program: Program, launch: Launch) -> bool:
     """Whether a launch copies, or brings entries into another order, by itself or along with what else it does."""
     instruction = launch.instruction
@@ -206,3 +212,43 @@ def _axes(shape):
     lengths = [int(n) for n in dims.split(",") if n]
     order = [int(n) for n in (layout or "").split(",") if n] or list(range(len(lengths)))[::-1]
     return lengths, order
+
+
+class Call(NamedTuple):
+    """A convolution.
+
+    Attributes:
+      kind: such as 'convForward' or 'convBackwardFilter' of cuDNN, or 'convolution', XLA's own.
+      window: its sides, in pixels.
+      groups: of channels.
+    """
+
+    kind: str
+    window: tuple[int, ...]
+    groups: int
+
+    def __str__(self) -> str:
+        sides = "x".join(map(str, self.window))
+        return f"{self.kind} {sides}" + (f" in {self.groups} groups" if self.groups > 1 else "")
+
+    @property
+    def is_forward(self) -> bool:
+        """Whether its window slides over images, against a sum over all places of an image."""
+        return "Backward" not in self.kind
+
+
+def convolution(instruction: Instruction) -> Call | None:
+    """The convolution that an instruction is or, if it is none, None."""
+    target = instruction.attribute(r'custom_call_target="([^"]+)"') or ""
+    if instruction.op != "convolution" and not target.startswith("__cudnn$conv"):
+        return None
+    window = instruction.attribute(r"window=\{size=([\dx]+)") or "1"
+    groups = int(instruction.attribute(r"feature_group_count=(\d+)") or 1)
+    groups *= int(instruction.attribute(r"batch_group_count=(\d+)") or 1)
+    return Call(target.removeprefix("__cudnn$") or "convolution", tuple(map(int, window.split("x"))), groups)
+
+
+def convolutions(program: Program, launch: Launch) -> list[Call]:
+    """The convolutions of a launch, of which a fusion may have some inside."""
+    instructions = (program.fused(launch.instruction) or {launch.instruction.name: launch.instruction}).values()
+    return [call for call in map(convolution, instructions) if call]
