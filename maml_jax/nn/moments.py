@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maml_jax.nn.kernels.moments import mean_and_variance
+from maml_jax.nn.kernels.moments import mean_and_variance, of_batch
 
 
 class ImageMoments(NamedTuple):
@@ -22,8 +22,7 @@ class ImageMoments(NamedTuple):
     @property
     def batch(self) -> tuple[jax.Array, jax.Array]:
         """Mean and biased variance over all images, `[channels]`."""
-        mean = self.mean.mean(0)
-        return mean, (self.var + jnp.square(self.mean - mean)).mean(0)
+        return _of_batch(*self)
 
 
 def image_moments(x: jax.Array) -> ImageMoments:
@@ -51,6 +50,18 @@ def _moments_jvp(primals, tangents):
     x, dx = (a.astype(mean.dtype) for a in (x, dx))
     dmean = dx.mean(_places(x))
     return (mean, var), (dmean, 2 * ((x * dx).mean(_places(x)) - mean * dmean))
+
+
+@jax.custom_jvp
+def _of_batch(mean, var):
+    return of_batch(mean, var)
+
+
+@_of_batch.defjvp
+def _of_batch_jvp(primals, tangents):
+    (mean, var), (dmean, dvar) = primals, tangents
+    total, of_all = _of_batch(mean, var)
+    return (total, of_all), (dmean.mean(0), (dvar + 2 * (mean - total) * dmean).mean(0))
 
 
 def _places(x):

@@ -1,4 +1,4 @@
-"""Means and variances of images, read once or twice."""
+"""Means and variances of images, read once or twice, and of batches of them."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,12 @@ def mean_and_variance(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return tuple(_moments_p.bind(x, places=x.ndim - 2))
 
 
-# The primitive: x [..., batch, *places, channels], the first axes mapped.
+def of_batch(mean: jax.Array, variance: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance over a batch, `[channels]`, from those of its images, `[batch, channels]`; no derivatives."""
+    return tuple(_batch_p.bind(mean, variance))
+
+
+# The primitives: x [..., batch, *places, channels], mean and variance [..., batch, channels], the first axes mapped.
 
 
 def read_twice(x: jax.Array, *, places: int) -> tuple[jax.Array, jax.Array]:
@@ -37,26 +42,53 @@ def read_once(x: jax.Array, *, places: int) -> tuple[jax.Array, jax.Array]:
     """
     groups = range(x.ndim - 2 - places)
     x = jnp.moveaxis(x, groups, range(places + 1, x.ndim - 1))  # beside the channels, where convolutions have them
-    axes = tuple(range(1, places + 1))
-    mean = x.mean(axes)
-    var = jnp.maximum(jnp.square(x).mean(axes) - jnp.square(mean), 0)
+    mean, var = _at_once(x, tuple(range(1, places + 1)))
     return tuple(jnp.moveaxis(a, range(1, a.ndim - 1), groups) for a in (mean, var))
 
 
-def _abstract(x, *, places):
-    each = ShapedArray((*x.shape[: x.ndim - 1 - places], x.shape[-1]), x.dtype)
-    return [each, each]
+def _at_once(x, axes):
+    mean = x.mean(axes)
+    return mean, jnp.maximum(jnp.square(x).mean(axes) - jnp.square(mean), 0)
 
 
-def _batch(args, dims, **how):
-    (x,), (dim,) = args, dims
-    return _moments_p.bind(jnp.moveaxis(x, dim, 0), **how), [0, 0]
+def one_after_other(mean: jax.Array, variance: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The mean of means, then the variance around it: on a CPU."""
+    total = mean.mean(-2)
+    return total, (variance + jnp.square(mean - total[..., None, :])).mean(-2)
 
 
-_moments_p = Primitive("image_moments")
-_moments_p.multiple_results = True
-_moments_p.def_impl(jax.jit(_moments_p.bind, static_argnames="places"))
-_moments_p.def_abstract_eval(_abstract)
-batching.primitive_batchers[_moments_p] = _batch
-mlir.register_lowering(_moments_p, mlir.lower_fun(read_once, multiple_results=True))
-mlir.register_lowering(_moments_p, mlir.lower_fun(read_twice, multiple_results=True), platform="cpu")
+def at_once(mean: jax.Array, variance: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sums that do not wait for each other: on an accelerator, as one kernel; see `read_once` for digits."""
+    total, between = _at_once(mean, -2)
+    return total, between + variance.mean(-2)
+
+
+def _define(name, abstract, default, cpu, static=()):
+    """A primitive with two results and a form for each platform, whose mapped axes go to the front."""
+    primitive = Primitive(name)
+
+    def batch(args, dims, **how):
+        size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+        args = [batching.bdim_at_front(a, d, size) for a, d in zip(args, dims, strict=True)]
+        return primitive.bind(*args, **how), [0, 0]
+
+    primitive.multiple_results = True
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames=static))
+    primitive.def_abstract_eval(abstract)
+    batching.primitive_batchers[primitive] = batch
+    mlir.register_lowering(primitive, mlir.lower_fun(default, multiple_results=True))
+    mlir.register_lowering(primitive, mlir.lower_fun(cpu, multiple_results=True), platform="cpu")
+    return primitive
+
+
+def _of_images(x, *, places):
+    return [ShapedArray((*x.shape[: x.ndim - 1 - places], x.shape[-1]), x.dtype)] * 2
+
+
+def _of_batch(mean, variance):
+    del variance
+    return [ShapedArray((*mean.shape[:-2], mean.shape[-1]), mean.dtype)] * 2
+
+
+_moments_p = _define("image_moments", _of_images, read_once, read_twice, static=("places",))
+_batch_p = _define("batch_moments", _of_batch, at_once, one_after_other)
