@@ -149,7 +149,8 @@ FIELDS = (
         "model.piece_mib",
         0,
         at_least(0),
-        "MiB of a layer's query images at once, to save memory; 0: 5 on a CPU, else no limit",
+        "MiB of a layer's query images at once, which saves memory and costs time; 0: on a CPU 5 for encoders that "
+        "would take much of its memory, else no limit",
     ),
     tied(
         "model.loss",

@@ -1,6 +1,6 @@
 """From a configuration to the method, its learner, and the optimisers."""
 
-import jax
+import flax.linen as nn
 import ml_collections
 import optax
 
@@ -10,6 +10,8 @@ from maml_jax.meta.rates import LearnedRates
 from maml_jax.nn.classifier import Classifier
 from maml_jax.nn.encoders import encoder
 from maml_jax.nn.head import LinearHead
+from maml_jax.nn.kernels.budget import default_piece
+from maml_jax.nn.layers import Encoder
 from maml_jax.nn.loss import LOSSES
 from maml_jax.nn.model import STARTS, FlaxLearner
 from maml_jax.nn.norm import Normalization
@@ -25,18 +27,21 @@ def build_learner(config: ml_collections.ConfigDict, way: int) -> FlaxLearner:
     """The classifier of `config.model` for a number of classes."""
     m = config.model
     norm = Normalization.parse(m.norm, config.inner.steps)
+    network = encoder(m.encoder, m.width, norm, m.options)
     classifier = Classifier(
-        encoder(m.encoder, m.width, norm, m.options),
+        network,
         LinearHead(way, m.temperature, m.learn_temperature),
-        piece=m.piece_mib * 2**20 or default_piece(),
+        piece=m.piece_mib * 2**20 or _default_piece(config, network),
         half=m.precision == "bfloat16",
     )
     return FlaxLearner(classifier, LOSSES[m.loss], STARTS[m.head])
 
 
-def default_piece() -> int:
-    """Bytes of a layer's images at once, unless set: on a CPU what stays in its cache, and no limit (0) elsewhere."""
-    return 5 * 2**20 if jax.default_backend() == "cpu" else 0
+def _default_piece(config: ml_collections.ConfigDict, network: nn.Module) -> int:
+    if not isinstance(network, Encoder):
+        return 0
+    batch, side = max(part.way * part.query for part in (config.task, config.eval)), config.data.image_size
+    return default_piece(network, (batch, side, side, 3))
 
 
 def build_inner(config: ml_collections.ConfigDict) -> inner.InnerLoop:
