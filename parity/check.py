@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from parity import golden, replay
 from parity.golden import TOLERANCE, GoldenCase, GoldenError
+from parity.replay import Port
 
 DISTURBED = {"float64": 0, "float32": 12}  # replays at most, beside that of the case itself
 
@@ -38,7 +39,11 @@ class Result:
         return self.error <= self.tolerance
 
 
-def check_case(case: GoldenCase, compiler_options: dict[str, Any] | None = None) -> list[Result]:
+def check_case(
+    case: GoldenCase,
+    compiler_options: dict[str, Any] | None = None,
+    change: Callable[[Port], Port] = lambda port: port,
+) -> list[Result]:
     """Runs a case through `maml_jax` and compares every quantity that it recorded.
 
     A network is not differentiable where a unit is at zero before ReLU, or two are equal before max-pooling. Where a
@@ -49,9 +54,10 @@ def check_case(case: GoldenCase, compiler_options: dict[str, Any] | None = None)
     Args:
       case: with recorded outputs.
       compiler_options: of `jax.jit`.
+      change: puts other parts in the places of ours, see `replay.in_jax`.
     """
     tolerance = TOLERANCE[case.dtype]
-    run = replay.in_jax(case, compiler_options)
+    run = replay.in_jax(case, compiler_options, change)
     outputs = run(0)
     results = {
         quantity: Result(case.name, quantity, error, tolerance.get(quantity, tolerance["default"]))
