@@ -17,6 +17,8 @@ import numpy as np
 from parity.bench import ROWS, Row
 from parity.reference import CLIP
 
+PIECE = 5 * 2**20  # bytes of a layer's images at once, of the rows in pieces
+
 
 @dataclasses.dataclass(frozen=True)
 class Side:

@@ -11,6 +11,7 @@ from maml_jax.meta.learner import Pass, Phase
 from maml_jax.parallel import device_memory
 
 PIECE = 5 * 2**20  # bytes of a layer's images at once: what stays in a CPU's cache
+_CONVOLUTIONS = ("closed_conv", "conv_general_dilated")
 _SHARE = 1 / 64  # of a device's memory that the convolved images of a query set may take
 
 
