@@ -92,9 +92,7 @@ def _check_regression(config: ml_collections.ConfigDict) -> None:
     if wrong:
         kind = "regression" if regression else "classification"
         does = "does not go" if len(wrong) == 1 else "do not go"
-        raise ConfigError(
-            f"{' and '.join(wrong)} {does} with data.name={config.data.name!r}, which is {kind}", settings
-        )
+        raise ConfigError(f"{', '.join(wrong)} {does} with data.name={config.data.name!r}, which is {kind}", settings)
 
 
 def _check_optimizers(config: ml_collections.ConfigDict) -> None:

@@ -27,7 +27,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from maml_jax.nn.kernels import winograd
+from maml_jax.nn.kernels import conv_gpu, winograd
 from maml_jax.nn.kernels.loop import sum_pieces
 from maml_jax.nn.kernels.winograd import Padding
 
@@ -238,21 +238,6 @@ def _each_group(one, *args):
     return lax.map(lambda a: one(*a), args)
 
 
-def _conv_default(x, kernel, *, padding, flipped):
-    return jax.vmap(lambda x, kernel: _conv_xla(x, kernel, padding, flipped))(x, kernel)
-
-
-def _wgrad_default(x, y, *, padding):
-    window = _window(x, y, padding)
-
-    def one(x, y):  # the weight gradient, written as the convolution it is: images as channels, y as the kernel
-        dimensions = ("CHWN", "IHWO", "HWNC")
-        out = lax.conv_general_dilated(x, y, (1, 1), padding, dimension_numbers=dimensions)
-        return out.reshape(*window, x.shape[3], y.shape[3])
-
-    return jax.vmap(one)(x, y)
-
-
 def _register(primitive, abstract, transposes, batch, default, cpu):
 
     def run(x, y, **how):
@@ -267,5 +252,5 @@ def _register(primitive, abstract, transposes, batch, default, cpu):
     mlir.register_lowering(primitive, mlir.lower_fun(cpu, multiple_results=False), platform="cpu")
 
 
-_register(_conv_p, _conv_abstract, (_conv_to_x, _conv_to_kernel), _conv_batch, _conv_default, _conv_cpu)
-_register(_wgrad_p, _wgrad_abstract, (_wgrad_to_x, _wgrad_to_y), _wgrad_batch, _wgrad_default, _wgrad_cpu)
+_register(_conv_p, _conv_abstract, (_conv_to_x, _conv_to_kernel), _conv_batch, conv_gpu.conv, _conv_cpu)
+_register(_wgrad_p, _wgrad_abstract, (_wgrad_to_x, _wgrad_to_y), _wgrad_batch, conv_gpu.weight_gradient, _wgrad_cpu)
