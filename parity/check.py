@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from parity import golden, replay
-from parity.golden import TOLERANCE, GoldenCase, GoldenError
+from parity import golden, golden_file, replay
+from parity.fields import GoldenError
+from parity.golden import TOLERANCE, GoldenCase
 from parity.replay import Port
 
 DISTURBED = {"float64": 0, "float32": 12}  # replays at most, beside that of the case itself
@@ -119,7 +120,7 @@ def check(files: Sequence[str], as_json: bool) -> int:
 def _read(files: Sequence[str]) -> Iterable[GoldenCase | GoldenError]:
     for path in files:
         try:
-            yield golden.read_case(path)
+            yield golden_file.read_case(path)
         except GoldenError as error:
             yield error
 
@@ -139,7 +140,7 @@ def _methods() -> Iterable[str]:
 def _check_method(name: str) -> list[Result]:
     from parity import methods
 
-    return [Result(name, q, error, methods.TOLERANCE) for q, error in methods.compare(name).items()]
+    return [Result(name, q, error, methods.TOLERANCE) for q, error in methods.compare(name)[0].items()]
 
 
 def _line(result: Result) -> str:

@@ -96,7 +96,7 @@ def export_pth(workdir: Path, path: Path) -> str:
     """
     config = config_lib.load(workdir / "config.json")
     name = _encoder_name(config)
-    like = jax.eval_shape(lambda: _fresh_state(config))
+    like = jax.eval_shape(lambda: fresh_state(config))
     bn_args = _bn_args(config, name, like.params)
     if not (workdir / "checkpoints").is_dir():
         raise DataError(f"{workdir} holds no checkpoints; train first, or name the folder of a run")
@@ -124,7 +124,7 @@ def _task(config: ml_collections.ConfigDict) -> Episode:
     return Episode(images, labels, images, labels)
 
 
-def _fresh_state(config: ml_collections.ConfigDict) -> MetaState:
+def fresh_state(config: ml_collections.ConfigDict) -> MetaState:
     """The state that training starts from."""
     method = build_method(config, config.task.way)
     return init_state(method, build_outer(config), jax.random.key(config.seed), _task(config))
@@ -200,7 +200,7 @@ def _modes(path: Path, stored: dict[str, Any]) -> dict[str, str]:
 
 def _state(path: Path, stored: dict[str, Any], config: ml_collections.ConfigDict) -> MetaState:
     """The state that training would start from, with the checkpoint's parameters and global statistics."""
-    like = jax.eval_shape(lambda: _fresh_state(config))
+    like = jax.eval_shape(lambda: fresh_state(config))
     params, stats = like.params, like.stats
     features = convert.feature_shape(_learner(config), config.data.image_size)
     arrays = {

@@ -74,11 +74,12 @@ def config_of(method: Method) -> ml_collections.ConfigDict:
     return config
 
 
-def compare(name: str) -> dict[str, float]:
+def compare(name: str) -> tuple[dict[str, float], convert.Arrays]:
     """Runs a method on both sides.
 
     Returns:
-      For 'loss', 'grad' and 'stats' (if there are any), the largest difference over the largest entry expected.
+      For 'loss', 'grad' and 'stats' (if there are any), the largest difference over the largest entry expected; and the
+      reference's meta-gradient.
     """
     method = METHODS[name]
     with replay.exactly("float64"):
@@ -91,7 +92,7 @@ def compare(name: str) -> dict[str, float]:
     for quantity, expected in (("grad", theirs.grads), ("stats", theirs.stats)):
         if expected:
             errors[quantity] = _error(found[quantity], {n: value.numpy() for n, value in expected.items()})
-    return errors
+    return errors, {name: value.numpy() for name, value in theirs.grads.items()}
 
 
 class _Ours(NamedTuple):
