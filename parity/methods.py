@@ -34,12 +34,14 @@ class Method(NamedTuple):
       inner: fields of the reference's `InnerSpec` that say the same.
       model: fields of its `ModelSpec`.
       weights: of the multi-step loss, one for each inner step, or none.
+      gradient: the reference's function that gives the meta-gradient.
     """
 
     ours: dict[str, Any]
     inner: dict[str, Any] = {}  # noqa: RUF012 (never changed)
     model: dict[str, Any] = {}  # noqa: RUF012
     weights: tuple[float, ...] = ()
+    gradient: str = "meta_gradient"
 
 
 _LSLR = {"inner.learn_rates": "tensor", "inner.rates_per_step": True}
@@ -63,6 +65,7 @@ METHODS = {
     ),
     "metabn": Method({"model.norm": "metabn"}, model={"norm": "metabn"}),
     "tasknorm": Method({"model.norm": "tasknorm"}, model={"norm": "tasknorm"}),
+    "reptile": Method({"outer.method": "reptile"}, gradient="reptile_gradient"),
     "summed_loss": Method({"model.loss": "summed_cross_entropy"}, model={"summed_loss": True}),
 }
 
@@ -183,7 +186,8 @@ def _in_torch(method: Method, params, stats, episodes: Episode) -> reference.Met
     batch = reference.Episodes(*(tensor(x).long() if x.ndim == 2 else tensor(x) for x in episodes[:4]))
     params = {name: tensor(value) for name, value in params.items()}
     stats = {name: tensor(value) for name, value in stats.items()}
-    return reference.meta_gradient(spec, inner, params, stats, batch, method.weights)
+    weights = [method.weights] if method.weights else []
+    return getattr(reference, method.gradient)(spec, inner, params, stats, batch, *weights)
 
 
 def _error(ours: convert.Arrays, expected: convert.Arrays) -> float:

@@ -17,6 +17,8 @@ import numpy as np
 from parity.bench import ROWS, Row
 from parity.reference import CLIP
 
+PIECE = 5 * 2**20  # bytes of a layer's images at once, of the rows in pieces
+
 
 @dataclasses.dataclass(frozen=True)
 class Side:
@@ -106,13 +108,13 @@ def _start_ours(row: Row, piece: int | None = None, conv: Callable | None = None
     import optax
 
     from maml_jax import train  # and all that it imports, which is not to count
-    from maml_jax.experiment.method import default_piece
     from maml_jax.meta.inner import InnerLoop, all_but, sgd
     from maml_jax.meta.outer import Maml
     from maml_jax.meta.step import init_state
     from maml_jax.nn.classifier import Classifier
     from maml_jax.nn.encoders import encoder
     from maml_jax.nn.head import LinearHead
+    from maml_jax.nn.kernels.budget import default_piece
     from maml_jax.nn.model import learner
     from maml_jax.parallel import choose_devices, replicate
 
@@ -125,7 +127,9 @@ def _start_ours(row: Row, piece: int | None = None, conv: Callable | None = None
         peak = lambda: sum(d.memory_stats()["peak_bytes_in_use"] for d in devices) / 2**20  # noqa: E731
     network = encoder(row.encoder.replace("-", "_"), row.width)
     network = network.clone(conv=conv) if conv else network
-    classifier = Classifier(network, LinearHead(row.way), default_piece() if piece is None else piece)
+    if piece is None:
+        piece = default_piece(network, (row.way * row.query, row.side, row.side, row.channels))
+    classifier = Classifier(network, LinearHead(row.way), piece)
     inner = InnerLoop(sgd(0.01), all_but("norm" if row.frozen else ""), row.first_order, **how)
     method = Maml(learner(classifier), inner, row.steps)
     optimizer = optax.chain(optax.clip(CLIP), optax.adam(1e-3))
@@ -242,9 +246,9 @@ SIDES: dict[str, Callable[[Row], Side]] = {
     "reference": _torch,
     "nested": lambda row: _steps(row, checkpoint="nested"),
     "forward_over_reverse": lambda row: _steps(row, forward_over_reverse=True),
-    "whole": lambda row: _steps(row, piece=0),
+    "pieces": lambda row: _steps(row, piece=PIECE),
     "plain_conv": _plain_conv,
-    "plain_conv_whole": lambda row: _plain_conv(row, piece=0),
+    "plain_conv_pieces": lambda row: _plain_conv(row, piece=PIECE),
     "training_loop": _training_loop,
     "training_loop_host": lambda row: _training_loop(row, on_host=True),
 }

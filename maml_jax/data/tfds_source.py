@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grain.experimental import TFRecordIterDataset
-
 from maml_jax.data import folder, pixels
 from maml_jax.data.account import Account
 from maml_jax.data.dataset import DataSet
@@ -223,6 +221,12 @@ def _merged(by_split: dict[str, dict[str, list[str]]]) -> dict[str, list[str]]:
     return dict(merged)
 
 
+def _records(file: str) -> Iterator[bytes]:
+    from grain.experimental import TFRecordIterDataset  # takes a second to load, which no other data set needs
+
+    return iter(TFRecordIterDataset(file))
+
+
 class _TFRecords(Sequence[bytes]):
     """The records of a split in TFRecord files: read whole once, for their checksums, and then one by one.
 
@@ -246,7 +250,7 @@ class _TFRecords(Sequence[bytes]):
         """Yields where each record begins."""
         import google_crc32c
 
-        records = iter(TFRecordIterDataset(file))
+        records = _records(file)
         with open(file, "rb") as raw:
             while True:
                 start = records.get_state()["reader_offset"]
@@ -268,7 +272,7 @@ class _TFRecords(Sequence[bytes]):
 
     def __getitem__(self, i: int) -> bytes:
         file, place = self._places[i]
-        records = iter(TFRecordIterDataset(file))
+        records = _records(file)
         records.set_state({"reader_offset": place})
         return next(records)
 
