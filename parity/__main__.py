@@ -15,6 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     _add_export(commands)
     _add_bench(commands)
     _add_limits(commands)
+    _add_compile(commands)
     chosen = parser.parse_args(arguments)
     return chosen.run(chosen)
 
@@ -42,7 +43,7 @@ def _add_import(commands) -> None:
     command = commands.add_parser("import", help="make a work directory of one of the original's checkpoints")
     command.add_argument("checkpoint", type=Path, help="the .pth file")
     command.add_argument("workdir", type=Path, help="a folder to make, for `python launch.py evaluate --workdir`")
-    command.add_argument("--config", type=Path, help="configuration to start from (default: configs/mini_5w1s.py)")
+    command.add_argument("--config", type=Path, help="configuration to start from (default: mini_5w1s)")
 
     def run(chosen):
         from parity import checkpoints
@@ -136,6 +137,55 @@ def _add_limits(commands) -> None:
         return 0
 
     command.set_defaults(run=run)
+
+
+def _add_compile(commands) -> None:
+    from parity.bench import ROWS
+    from parity.targets import TARGETS
+
+    command = commands.add_parser(
+        "compile",
+        help="what a meta-step becomes on an accelerator that is not there",
+        description="Compiles meta-steps for described chips and reads the result: launches, library calls, memory, "
+        "collectives. Nothing is timed. Exit status: 2 if the compiler is not installed.",
+    )
+    rows = ("convnet4_84_1shot", "omniglot", "resnet12_84")
+    command.add_argument("--target", choices=TARGETS, required=True, help="the kind of chip")
+    command.add_argument("--devices", type=int, default=1, help="how many share the tasks (default: 1)")
+    command.add_argument("--tasks", type=int, default=0, help="of a meta-step (default: the row's, or one per device)")
+    command.add_argument("--rows", default=",".join(rows), help=f"comma-separated, of {', '.join(ROWS)}")
+    command.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the encoder")
+    command.add_argument("--json", action="store_true", help="print a list of objects")
+
+    def run(chosen):
+        names = chosen.rows.split(",")
+        if not set(names) <= set(ROWS):
+            command.error(f"--rows {chosen.rows}: choose from {', '.join(ROWS)}")
+        if chosen.devices < 1 or chosen.tasks % chosen.devices:
+            command.error("--devices must be at least 1, and divide --tasks")
+        return _compile({name: ROWS[name] for name in names}, chosen)
+
+    command.set_defaults(run=run)
+
+
+def _compile(rows, chosen) -> int:
+    from parity.compile import NotInstalledError, compile_rows, report
+    from parity.targets import TARGETS
+
+    half = chosen.precision == "bfloat16"
+    found = []
+    try:
+        for name, row in rows.items():
+            one = {name: row}
+            found += compile_rows(one, TARGETS[chosen.target], chosen.target, chosen.devices, chosen.tasks, half)
+            if not chosen.json:
+                print(report(found[-1]), flush=True)
+    except NotInstalledError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if chosen.json:
+        print(json.dumps(found, indent=2))
+    return 0
 
 
 if __name__ == "__main__":

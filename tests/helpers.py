@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +18,7 @@ from maml_jax.nn.classifier import Classifier
 from maml_jax.nn.convnet import ConvNet
 from maml_jax.nn.head import LinearHead
 from maml_jax.nn.model import FlaxLearner, learner
-from maml_jax.nn.norm import BatchNorm, Normalization
+from maml_jax.nn.norm import Normalization
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,32 +36,10 @@ def differs(actual, expected):
     return any(np.any(np.asarray(a) != b) for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True))
 
 
-class Perceptron(nn.Module):
-    """Two normalised layers: what an encoder is to the algorithms, compiled in a fraction of a ConvNet's time."""
-
-    width: int
-    norm: Normalization
-
-    @nn.compact
-    def __call__(self, x, phase):
-        x = x.reshape(len(x), -1)
-        for i in (1, 2):
-            x = nn.Dense(self.width, name=f"block{i}_dense")(x)
-            mode = self.norm.mode(f"encoder/block{i}_norm")
-            x = nn.tanh(BatchNorm(mode, self.norm.steps, name=f"block{i}_norm")(x, phase))
-        return x
-
-
-def small(norm="batch", starts="meta", way=2, width=2, steps=0, **head) -> FlaxLearner:
-    """A learner for the tasks of `episodes`; `head` goes to the head."""
-    encoder = Perceptron(width, Normalization.parse(norm, steps))
+def small(norm="batch", starts="meta", way=2, width=2, blocks=2, steps=0, **head) -> FlaxLearner:
+    """A learner of a ConvNet for the images of `episodes`, soon compiled; `head` goes to the head."""
+    encoder = ConvNet(width=width, blocks=blocks, norm=Normalization.parse(norm, steps))
     return learner(Classifier(encoder, LinearHead(way, **head)), starts=starts)
-
-
-def small_conv(norm="batch", way=2, width=2, blocks=2) -> FlaxLearner:
-    """As `small`, with the library's convolutions."""
-    encoder = ConvNet(width=width, blocks=blocks, norm=Normalization.parse(norm))
-    return learner(Classifier(encoder, LinearHead(way)))
 
 
 def episodes(tasks=2, way=2, shot=2, query=3, side=4, channels=2, seed=0) -> Episode:

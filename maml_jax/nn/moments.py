@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from maml_jax.nn.kernels.moments import mean_and_variance, of_batch
+
 
 class ImageMoments(NamedTuple):
     """What normalisation asks of activations: each image's own moments, from which follow those of the batch.
@@ -20,8 +22,7 @@ class ImageMoments(NamedTuple):
     @property
     def batch(self) -> tuple[jax.Array, jax.Array]:
         """Mean and biased variance over all images, `[channels]`."""
-        mean = self.mean.mean(0)
-        return mean, (self.var + jnp.square(self.mean - mean)).mean(0)
+        return _of_batch(*self)
 
 
 def image_moments(x: jax.Array) -> ImageMoments:
@@ -37,9 +38,7 @@ def at_least_float32(x: jax.Array | jax.ShapeDtypeStruct) -> jnp.dtype:
 @jax.custom_jvp
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance per image and channel of `[n, ..., c]`, each `[n, c]`, at least float32."""
-    x, places = x.astype(at_least_float32(x)), _places(x)
-    mean = x.mean(places)
-    return mean, jnp.square(x - jnp.expand_dims(mean, places)).mean(places)
+    return mean_and_variance(x.astype(at_least_float32(x)))
 
 
 @_moments.defjvp
@@ -51,6 +50,18 @@ def _moments_jvp(primals, tangents):
     x, dx = (a.astype(mean.dtype) for a in (x, dx))
     dmean = dx.mean(_places(x))
     return (mean, var), (dmean, 2 * ((x * dx).mean(_places(x)) - mean * dmean))
+
+
+@jax.custom_jvp
+def _of_batch(mean, var):
+    return of_batch(mean, var)
+
+
+@_of_batch.defjvp
+def _of_batch_jvp(primals, tangents):
+    (mean, var), (dmean, dvar) = primals, tangents
+    total, of_all = _of_batch(mean, var)
+    return (total, of_all), (dmean.mean(0), (dvar + 2 * (mean - total) * dmean).mean(0))
 
 
 def _places(x):

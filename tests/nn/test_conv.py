@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from maml_jax.nn.kernels import conv as module
-from maml_jax.nn.kernels import winograd
+from maml_jax.nn.kernels import conv_gpu, winograd
 from maml_jax.nn.kernels.conv import conv, conv_same
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -154,8 +154,8 @@ def test_lowerings_agree(groups):
     x, kernel, y = draw((groups, 2, 5, 4, 3)), draw((groups, 3, 3, 3, 2), 1), draw((groups, 2, 5, 4, 2), 2)
     for images, flipped in ((x, False), (y, True)):
         how = {"padding": padding, "flipped": flipped}
-        assert_same(module._conv_default(images, kernel, **how), module._conv_cpu(images, kernel, **how))
-    assert_same(module._wgrad_default(x, y, padding=padding), module._wgrad_cpu(x, y, padding=padding))
+        assert_same(conv_gpu.conv(images, kernel, **how), module._conv_cpu(images, kernel, **how))
+    assert_same(conv_gpu.weight_gradient(x, y, padding=padding), module._wgrad_cpu(x, y, padding=padding))
 
 
 @pytest.mark.parametrize("cache", [2**24, 2**12])
@@ -171,7 +171,7 @@ def test_winograd_is_the_same_convolution(padding, cache, monkeypatch):
         return jax.jit(lambda: (*forms(), weight_gradient(x, y, padding)))()
 
     def direct_gradient(x, y, padding):
-        return module._wgrad_default(x[None], y[None], padding=padding)[0]
+        return conv_gpu.weight_gradient(x[None], y[None], padding=padding)[0]
 
     assert_same(all_three(winograd.conv, winograd.weight_gradient), all_three(module._conv_xla, direct_gradient))
     assert winograd._at_once(x, 42, kernel.shape) == (4 if cache == 2**24 else 1)

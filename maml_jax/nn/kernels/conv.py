@@ -27,7 +27,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from maml_jax.nn.kernels import winograd
+from maml_jax.nn.kernels import conv_gpu, winograd
 from maml_jax.nn.kernels.loop import sum_pieces
 from maml_jax.nn.kernels.winograd import Padding
 
@@ -62,8 +62,8 @@ def conv(x: jax.Array, kernel: jax.Array, padding: str | Sequence[Sequence[int]]
 def conv_same(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """Convolution of an odd square window with window // 2 zeros on every side, as PyTorch-MAML's layers have it.
 
-    Every case is a stride-1 convolution or a matrix product, and so as closed under differentiation as those: a window
-    of one pixel is a product, and a stride of 2 is a stride of 1 over blocks of 2x2 pixels taken as channels.
+    Every case is a stride-1 convolution, and so as closed under differentiation: with a window of one pixel, of those
+    pixels that count, and else a stride of 2 is a stride of 1 over blocks of 2x2 pixels taken as channels.
 
     Args:
       x: `[batch, height, width, in_channels]`.
@@ -82,8 +82,7 @@ def conv_same(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
             f"conv_same wants a stride of 1 or 2 and an odd square window, got {stride} and {kernel.shape}"
         )
     if window == 1:
-        x = x[:, ::stride, ::stride]
-        return (x.reshape(-1, x.shape[3]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)  # two axes: no copies to transpose
+        return conv(x[:, ::stride, ::stride], kernel)
     if stride == 1:
         return conv(x, kernel)
     # The window starts window // 2 pixels before each even one; a row and column of zeros make its sides even.
@@ -209,9 +208,16 @@ def _conv_xla(x, kernel, padding, flipped):
     return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS)
 
 
+def _product(x, kernel, padding, flipped):
+    """One group and a window of one pixel, as a product of matrices: with more axes, XLA copies to transpose them."""
+    del padding  # of which there is none
+    y = lax.dot_general(x.reshape(-1, x.shape[3]), kernel[0, 0], (((1,), (int(flipped),)), ((), ())))
+    return y.reshape(*x.shape[:3], -1)
+
+
 def _conv_cpu(x, kernel, *, padding, flipped):
     fast = winograd.pays(x.dtype, kernel.shape[1:3], kernel.shape[3:], least=_WINOGRAD)
-    one = winograd.conv if fast else _conv_xla
+    one = winograd.conv if fast else _product if kernel.shape[1:3] == (1, 1) else _conv_xla
     return _each_group(lambda x, kernel: one(x, kernel, padding, flipped), x, kernel)
 
 
@@ -219,6 +225,9 @@ def _wgrad_cpu(x, y, *, padding):
     window = _window(x, y, padding)
     if winograd.pays(x.dtype, window, (x.shape[4], y.shape[4]), least=_WINOGRAD):
         return _each_group(lambda x, y: winograd.weight_gradient(x, y, padding), x, y)
+    if window == (1, 1):
+        flat = lambda a: a.reshape(-1, a.shape[-1])  # noqa: E731
+        return _each_group(lambda x, y: (flat(x).T @ flat(y))[None, None], x, y)
     patches_of = _patches if x.dtype == jnp.float32 else _gathered_patches
 
     def one(x, y):
@@ -238,21 +247,6 @@ def _each_group(one, *args):
     return lax.map(lambda a: one(*a), args)
 
 
-def _conv_default(x, kernel, *, padding, flipped):
-    return jax.vmap(lambda x, kernel: _conv_xla(x, kernel, padding, flipped))(x, kernel)
-
-
-def _wgrad_default(x, y, *, padding):
-    window = _window(x, y, padding)
-
-    def one(x, y):  # the weight gradient, written as the convolution it is: images as channels, y as the kernel
-        dimensions = ("CHWN", "IHWO", "HWNC")
-        out = lax.conv_general_dilated(x, y, (1, 1), padding, dimension_numbers=dimensions)
-        return out.reshape(*window, x.shape[3], y.shape[3])
-
-    return jax.vmap(one)(x, y)
-
-
 def _register(primitive, abstract, transposes, batch, default, cpu):
 
     def run(x, y, **how):
@@ -267,5 +261,5 @@ def _register(primitive, abstract, transposes, batch, default, cpu):
     mlir.register_lowering(primitive, mlir.lower_fun(cpu, multiple_results=False), platform="cpu")
 
 
-_register(_conv_p, _conv_abstract, (_conv_to_x, _conv_to_kernel), _conv_batch, _conv_default, _conv_cpu)
-_register(_wgrad_p, _wgrad_abstract, (_wgrad_to_x, _wgrad_to_y), _wgrad_batch, _wgrad_default, _wgrad_cpu)
+_register(_conv_p, _conv_abstract, (_conv_to_x, _conv_to_kernel), _conv_batch, conv_gpu.conv, _conv_cpu)
+_register(_wgrad_p, _wgrad_abstract, (_wgrad_to_x, _wgrad_to_y), _wgrad_batch, conv_gpu.weight_gradient, _wgrad_cpu)

@@ -43,13 +43,13 @@ def _max_pool_jvp(primals, tangents):
 
 
 def _corners(x):
-    """The four entries of each window of `[n, h, w, c]`, in row-major order, each `[n, h // 2, w // 2, c]`."""
-    n, h, w, c = x.shape
-    windows = x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c)
-    return [windows[:, :, i, :, j] for i in (0, 1) for j in (0, 1)]
+    """The four entries of each window of `[..., h, w, c]`, in row-major order, each `[..., h // 2, w // 2, c]`."""
+    *leading, h, w, c = x.shape
+    windows = x[..., : h // 2 * 2, : w // 2 * 2, :].reshape(*leading, h // 2, 2, w // 2, 2, c)
+    return [windows[..., :, i, :, j, :] for i in (0, 1) for j in (0, 1)]
 
 
-# The two primitives: place and y [n, h // 2, w // 2, c], of which place is 0 to 3, a constant; x [n, h, w, c].
+# The two primitives: place and y [..., h // 2, w // 2, c], of which place is 0 to 3, a constant; x [..., h, w, c].
 
 _pick_p = Primitive("window_pick")
 _put_p = Primitive("window_put")
@@ -63,14 +63,15 @@ def _pick(place, x):
 
 def _put(place, y, *, height, width):
     """`y` at `place` of each window, zeros elsewhere."""
-    n, h, w, c = y.shape
+    *leading, h, w, c = y.shape
     places = jnp.arange(4, dtype=place.dtype).reshape(2, 1, 2, 1)
-    windows = jnp.where(place[:, :, None, :, None] == places, y[:, :, None, :, None], 0)
-    return jnp.pad(windows.reshape(n, 2 * h, 2 * w, c), [(0, 0), (0, height - 2 * h), (0, width - 2 * w), (0, 0)])
+    windows = jnp.where(place[..., :, None, :, None, :] == places, y[..., :, None, :, None, :], 0)
+    left_over = [(0, height - 2 * h), (0, width - 2 * w), (0, 0)]
+    return jnp.pad(windows.reshape(*leading, 2 * h, 2 * w, c), [(0, 0)] * len(leading) + left_over)
 
 
 def _transpose_pick(ct, place, x):
-    return [None, _put_p.bind(place, ct, height=x.aval.shape[1], width=x.aval.shape[2])]
+    return [None, _put_p.bind(place, ct, height=x.aval.shape[-3], width=x.aval.shape[-2])]
 
 
 def _transpose_put(ct, place, y, **_):
@@ -79,11 +80,9 @@ def _transpose_put(ct, place, y, **_):
 
 
 def _batch(primitive, args, dims, **params):
-    """The mapped axis joins the images."""
+    """The mapped axis stays one by itself; joined to the images, it would have to lie next to them in memory."""
     size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
-    args = [batching.bdim_at_front(a, d, size) for a, d in zip(args, dims, strict=True)]
-    out = primitive.bind(*(a.reshape(-1, *a.shape[2:]) for a in args), **params)
-    return out.reshape(size, -1, *out.shape[1:]), 0
+    return primitive.bind(*(batching.bdim_at_front(a, d, size) for a, d in zip(args, dims, strict=True)), **params), 0
 
 
 def _register(primitive, function, abstract, transpose):
@@ -99,6 +98,6 @@ _register(_pick_p, _pick, lambda place, x: ShapedArray(place.shape, x.dtype), _t
 _register(
     _put_p,
     _put,
-    lambda place, y, height, width: ShapedArray((y.shape[0], height, width, y.shape[3]), y.dtype),
+    lambda place, y, height, width: ShapedArray((*y.shape[:-3], height, width, y.shape[-1]), y.dtype),
     _transpose_put,
 )
