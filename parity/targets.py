@@ -108,9 +108,7 @@ TARGETS = {
         {"cores": 80, "units": 64, "shared": 98304, "optin": 98304, "cache": 6291456, "clock": 1.53}
         | {"memory": 16945512448, "major": 7, "minor": 0},
     ),
-    "tpu_v4": Target(
-        "TPU v4", "tpu", 1228e9, {"float32": 275e12, "bfloat16": 275e12}, {"name": "v4", "type": "v4"}
-    ),
+    "tpu_v4": Target("TPU v4", "tpu", 1228e9, {"float32": 275e12, "bfloat16": 275e12}, {"name": "v4", "type": "v4"}),
     "tpu_v5e": Target(
         "TPU v5e", "tpu", 819e9, {"float32": 197e12, "bfloat16": 197e12}, {"name": "v5e", "type": "v5litepod"}
     ),
