@@ -7,6 +7,8 @@ import ml_collections
 
 from maml_jax.data import DATA_SETS
 from maml_jax.errors import ConfigError
+from maml_jax.experiment.method import METHODS
+from maml_jax.fields import BY_NAME
 from maml_jax.nn.norm import Normalization
 
 
@@ -20,6 +22,7 @@ def check_together(config: ml_collections.ConfigDict) -> None:
     _check_parallel(config.parallel)
     _check_sizes(config)
     _check_regression(config)
+    _check_method(config)
     _check_optimizers(config)
     _check_steps(config)
     _check_rates(config)
@@ -92,9 +95,18 @@ def _check_regression(config: ml_collections.ConfigDict) -> None:
     if wrong:
         kind = "regression" if regression else "classification"
         does = "does not go" if len(wrong) == 1 else "do not go"
-        raise ConfigError(
-            f"{' and '.join(wrong)} {does} with data.name={config.data.name!r}, which is {kind}", settings
-        )
+        raise ConfigError(f"{', '.join(wrong)} {does} with data.name={config.data.name!r}, which is {kind}", settings)
+
+
+def _check_method(config: ml_collections.ConfigDict) -> None:
+    """Refuses settings that say nothing to the method."""
+    for name in METHODS[config.outer.method].without:
+        section, field = name.split(".")
+        if config[section][field] != BY_NAME[name].default:
+            raise ConfigError(
+                f"{name}={config[section][field]!r} says nothing with outer.method={config.outer.method!r}",
+                {name: BY_NAME[name].default},
+            )
 
 
 def _check_optimizers(config: ml_collections.ConfigDict) -> None:

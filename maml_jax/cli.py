@@ -1,6 +1,5 @@
 """The command line: verbs, flags, configuration, and errors as one line."""
 
-import importlib.metadata
 import platform
 import re
 import shlex
@@ -10,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+import maml_jax
 from maml_jax import config as config_lib
 from maml_jax import fields
 from maml_jax.errors import ConfigError, UserError
@@ -80,7 +81,7 @@ def _run(arguments: list[str]) -> int:
         print(USAGE + help_text())
         return 0
     if "--version" in arguments:
-        print(f"maml-jax {_version('maml-jax')}, jax {_version('jax')}, python {platform.python_version()}")
+        print(f"maml-jax {maml_jax.__version__}, jax {jax.__version__}, python {platform.python_version()}")
         return 0
     request = parse(arguments)
     from maml_jax import commands  # with all that it needs, which takes longer than to find a mistake
@@ -92,13 +93,6 @@ def _run(arguments: list[str]) -> int:
     else:
         {"train": commands.train, "evaluate": commands.evaluate}[request.verb](request.config, request.workdir)
     return 0
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 def _in_one_line(error: UserError) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from maml_jax import rules
 from maml_jax.data import DATA_SETS
 from maml_jax.data.augment import AUGMENTATIONS
+from maml_jax.experiment.method import METHODS
 from maml_jax.meta.rates import KINDS as RATES
 from maml_jax.nn.encoders import ENCODERS
 from maml_jax.nn.loss import LOSSES
@@ -149,7 +150,8 @@ FIELDS = (
         "model.piece_mib",
         0,
         at_least(0),
-        "MiB of a layer's query images at once, to save memory; 0: 5 on a CPU, else no limit",
+        "MiB of a layer's query images at once, which saves memory and costs time; 0: on a CPU 5 for encoders that "
+        "would take much of its memory, else no limit",
     ),
     tied(
         "model.loss",
@@ -195,6 +197,12 @@ FIELDS = (
     ),
     tied("inner.forward_over_reverse", False, ANY, "another way to the same meta-gradient"),
     # outer
+    tied(
+        "outer.method",
+        "maml",
+        one_of(*METHODS, maml="and what differs from it in a choice: FOMAML, ANIL, ..."),
+        "how the gradient of a task is taken",
+    ),
     tied("outer.optimizer", "adam", one_of("adam", "sgd", "rmsprop"), "the rule of a meta-step"),
     free("outer.rate", 1e-3, POSITIVE, "learning rate"),
     tied("outer.momentum", 0.9, FRACTION, "of sgd"),

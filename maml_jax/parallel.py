@@ -1,5 +1,6 @@
 """One function on every device, each with its share of the tasks."""
 
+import os
 from collections.abc import Callable, Sequence
 
 import jax
@@ -69,6 +70,14 @@ def choose_devices(tasks: int, count: int) -> list[jax.Device]:
     """The first `count` devices, or where that is 0 the most that share `tasks` tasks evenly."""
     devices = jax.devices()
     return devices[: count or max(n for n in range(1, len(devices) + 1) if tasks % n == 0)]
+
+
+def device_memory() -> int:
+    """Bytes that each device offers; those that a CPU is made of share the machine's."""
+    devices = jax.local_devices()
+    statistics = devices[0].memory_stats() or {}
+    shared = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
+    return statistics.get("bytes_limit") or shared
 
 
 def check_devices(tasks: int, count: int, at_once: int) -> None:

@@ -123,11 +123,13 @@ def options(text: str) -> dict[str, Any]:
     """
     try:
         call = ast.parse(f"call({text}\n)", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or not all(word.arg for word in call.keywords):
-            raise ValueError(text)
-        return {word.arg: _literal(word.value) for word in call.keywords}
-    except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise ValueError(text) from error
+        plain = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args
+        names = [word.arg for word in call.keywords] if plain else [None]
+        if None not in names and len(set(names)) == len(names):
+            return {word.arg: _literal(word.value) for word in call.keywords}
+    except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
+        pass
+    raise ValueError(f"{text!r} are not options such as 'blocks=3, activation=gelu'")
 
 
 def _literal(node: ast.expr) -> Any:

@@ -43,7 +43,7 @@ def _add_import(commands) -> None:
     command = commands.add_parser("import", help="make a work directory of one of the original's checkpoints")
     command.add_argument("checkpoint", type=Path, help="the .pth file")
     command.add_argument("workdir", type=Path, help="a folder to make, for `python launch.py evaluate --workdir`")
-    command.add_argument("--config", type=Path, help="configuration to start from (default: configs/mini_5w1s.py)")
+    command.add_argument("--config", type=Path, help="configuration to start from (default: mini_5w1s)")
 
     def run(chosen):
         from parity import checkpoints

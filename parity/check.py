@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from parity import golden, replay
-from parity.golden import TOLERANCE, GoldenCase, GoldenError
+from parity import golden, golden_file, replay
+from parity.fields import GoldenError
+from parity.golden import TOLERANCE, GoldenCase
+from parity.replay import Port
 
 DISTURBED = {"float64": 0, "float32": 12}  # replays at most, beside that of the case itself
 
@@ -38,7 +40,11 @@ class Result:
         return self.error <= self.tolerance
 
 
-def check_case(case: GoldenCase, compiler_options: dict[str, Any] | None = None) -> list[Result]:
+def check_case(
+    case: GoldenCase,
+    compiler_options: dict[str, Any] | None = None,
+    change: Callable[[Port], Port] = lambda port: port,
+) -> list[Result]:
     """Runs a case through `maml_jax` and compares every quantity that it recorded.
 
     A network is not differentiable where a unit is at zero before ReLU, or two are equal before max-pooling. Where a
@@ -49,9 +55,10 @@ def check_case(case: GoldenCase, compiler_options: dict[str, Any] | None = None)
     Args:
       case: with recorded outputs.
       compiler_options: of `jax.jit`.
+      change: puts other parts in the places of ours, see `replay.in_jax`.
     """
     tolerance = TOLERANCE[case.dtype]
-    run = replay.in_jax(case, compiler_options)
+    run = replay.in_jax(case, compiler_options, change)
     outputs = run(0)
     results = {
         quantity: Result(case.name, quantity, error, tolerance.get(quantity, tolerance["default"]))
@@ -113,7 +120,7 @@ def check(files: Sequence[str], as_json: bool) -> int:
 def _read(files: Sequence[str]) -> Iterable[GoldenCase | GoldenError]:
     for path in files:
         try:
-            yield golden.read_case(path)
+            yield golden_file.read_case(path)
         except GoldenError as error:
             yield error
 
@@ -133,7 +140,7 @@ def _methods() -> Iterable[str]:
 def _check_method(name: str) -> list[Result]:
     from parity import methods
 
-    return [Result(name, q, error, methods.TOLERANCE) for q, error in methods.compare(name).items()]
+    return [Result(name, q, error, methods.TOLERANCE) for q, error in methods.compare(name)[0].items()]
 
 
 def _line(result: Result) -> str:

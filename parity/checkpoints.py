@@ -18,12 +18,14 @@ import numpy as np
 import torch
 
 from maml_jax import config as config_lib
-from maml_jax import experiment, train, tree
+from maml_jax import tree
 from maml_jax.checkpoint import KINDS, Checkpoints
+from maml_jax.episode import Episode
 from maml_jax.errors import ConfigError, DataError
+from maml_jax.experiment.method import build_method, build_outer
 from maml_jax.files import write_whole
-from maml_jax.meta.step import MetaState
-from maml_jax.nn.model import Model
+from maml_jax.meta.step import MetaState, init_state
+from maml_jax.nn.model import FlaxLearner
 from maml_jax.nn.norm import Normalization
 from maml_jax.tree import PyTree
 from parity import convert
@@ -46,7 +48,7 @@ def import_pth(path: Path, workdir: Path, config_file: Path | None = None) -> st
     Args:
       path: the `.pth` file.
       workdir: a folder that is empty or does not exist; it is whole or not at all.
-      config_file: where settings that a checkpoint does not hold come from; `configs/mini_5w1s.py` if not given.
+      config_file: where settings that a checkpoint does not hold come from; the preset 'mini_5w1s' if not given.
 
     Returns:
       A sentence on what was done.
@@ -58,7 +60,8 @@ def import_pth(path: Path, workdir: Path, config_file: Path | None = None) -> st
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise DataError(f"{workdir} exists and is not an empty folder; give a new one")
     stored = _load(path)
-    config = _config(path, stored, config_lib.from_file(config_file) if config_file else config_lib.preset("mini_5w1s"))
+    base = config_lib.from_file(config_file) if config_file else config_lib.preset("mini_5w1s")
+    config = _config(path, stored, base)
     state = _state(path, stored, config)
     workdir.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{workdir.name}.", dir=workdir.parent))
@@ -93,10 +96,8 @@ def export_pth(workdir: Path, path: Path) -> str:
     """
     config = config_lib.load(workdir / "config.json")
     name = _encoder_name(config)
-    size = config.data.image_size
-    model = experiment.build_model(config, config.task.way, (size, size, 3))
-    bn_args = _bn_args(config, name, jax.eval_shape(model.init, jax.random.key(0))[0])
-    like = jax.eval_shape(lambda: train.fresh_state(config, (size, size, 3)))
+    like = jax.eval_shape(lambda: fresh_state(config))
+    bn_args = _bn_args(config, name, like.params)
     if not (workdir / "checkpoints").is_dir():
         raise DataError(f"{workdir} holds no checkpoints; train first, or name the folder of a run")
     with Checkpoints(workdir / "checkpoints") as checkpoints:
@@ -104,12 +105,29 @@ def export_pth(workdir: Path, path: Path) -> str:
             state = checkpoints.restore(config.eval.checkpoint, like)
         except DataError as error:
             raise DataError(f"{error} (the original's models take images of 3 channels)") from error
-    stored = _stored(config, name, model, bn_args, state)
+    stored = _stored(config, name, bn_args, state)
     try:
         write_whole(path, lambda file: torch.save(stored, file))
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}") from error
     return f"{path}: {name}, {config.task.way}-way, the {config.eval.checkpoint} checkpoint of {workdir}"
+
+
+def _learner(config: ml_collections.ConfigDict) -> FlaxLearner:
+    return build_method(config, config.task.way).learner
+
+
+def _task(config: ml_collections.ConfigDict) -> Episode:
+    """The shapes of a task on images of 3 channels, as all of the original's models take."""
+    size, way = config.data.image_size, config.task.way
+    images, labels = jnp.zeros((way, size, size, 3)), jnp.arange(way, dtype=jnp.int32)
+    return Episode(images, labels, images, labels)
+
+
+def fresh_state(config: ml_collections.ConfigDict) -> MetaState:
+    """The state that training starts from."""
+    method = build_method(config, config.task.way)
+    return init_state(method, build_outer(config), jax.random.key(config.seed), _task(config))
 
 
 # Reading
@@ -182,27 +200,27 @@ def _modes(path: Path, stored: dict[str, Any]) -> dict[str, str]:
 
 def _state(path: Path, stored: dict[str, Any], config: ml_collections.ConfigDict) -> MetaState:
     """The state that training would start from, with the checkpoint's parameters and global statistics."""
-    size = config.data.image_size
-    model = experiment.build_model(config, config.task.way, (size, size, 3))
-    params, stats = jax.eval_shape(model.init, jax.random.key(0))
+    like = jax.eval_shape(lambda: fresh_state(config))
+    params, stats = like.params, like.stats
+    features = convert.feature_shape(_learner(config), config.data.image_size)
     arrays = {
         f"{part}.{name}": value.detach().to(torch.float32).numpy()
         for part in ("encoder", "classifier")
         for name, value in stored[f"{part}_state_dict"].items()
         if isinstance(value, torch.Tensor)
     }
-    weights = set(convert.to_torch(jax.tree.map(lambda s: np.zeros(s.shape), params), convert.feature_shape(model)))
+    weights = set(map(convert.torch_name, tree.names(params)))
     unknown = [name for name in arrays if name not in weights and not _is_buffer(name)]
     if unknown:
         raise DataError(f"{path}: {config.model.encoder} has no parameter {unknown[0]}")
     if "classifier.temp" in arrays:
         arrays["classifier.temp"] = arrays["classifier.temp"].reshape(-1)[:1].reshape(())
     try:
-        filled = [convert.from_torch(arrays, like, convert.feature_shape(model)) for like in (params, stats)]
+        filled = [convert.from_torch(arrays, leaves, features) for leaves in (params, stats)]
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
     params, stats = (jax.tree.map(jnp.asarray, leaves) for leaves in filled)
-    optimizer = experiment.build_outer(config).init(params)
+    optimizer = build_outer(config).init(params)
     return MetaState(step=jnp.int32(0), params=params, stats=stats, optimizer=optimizer)
 
 
@@ -229,13 +247,11 @@ def _encoder_name(config: ml_collections.ConfigDict) -> str:
 
 def _bn_args(config: ml_collections.ConfigDict, encoder: str, params: PyTree) -> dict[str, Any]:
     """How the original describes the run's normalisation: running statistics or none, per episode in some blocks."""
-    modes: dict[str, set[str]] = {}
+    norm, modes = Normalization.parse(config.model.norm), {}
     for name in tree.names(params):
         layer, _, leaf = name.rpartition("/")
         if leaf == "scale":
-            modes.setdefault(block_of(convert.torch_name(name)), set()).add(
-                Normalization.parse(config.model.norm).mode(layer)
-            )
+            modes.setdefault(block_of(convert.torch_name(name)), set()).add(norm.mode(layer))
     kinds = set.union(*modes.values())
     if not kinds <= {"batch", "episodic", "global"} or config.inner.learn_rates != "none":
         raise ConfigError(
@@ -252,14 +268,14 @@ def _bn_args(config: ml_collections.ConfigDict, encoder: str, params: PyTree) ->
     return arguments | ({"episodic": episodic} if episodic else {})
 
 
-def _stored(
-    config: ml_collections.ConfigDict, name: str, model: Model, bn_args: dict[str, Any], state: MetaState
-) -> dict[str, Any]:
+def _stored(config: ml_collections.ConfigDict, name: str, bn_args: dict[str, Any], state: MetaState) -> dict[str, Any]:
     """The dictionary that the original saves; without the state of an optimiser, which it would not find its way in."""
-    features = convert.feature_shape(model)
-    arrays = convert.to_torch(model.episode_params(state.params), features)
+    learner, task = _learner(config), _task(config)
+    features = convert.feature_shape(learner, config.data.image_size)
+    params, stats = learner.start(state.params, state.stats, task.support_x, task.support_y)  # with a head, if of zeros
+    arrays = convert.to_torch(params, features)
     # It also keeps the statistics that each episode of a batch left, in layers where they are the episode's.
-    for buffer, array in convert.to_torch(model.episode_stats(state.stats), features).items():
+    for buffer, array in convert.to_torch(stats, features).items():
         copies = range(bn_args["n_episode"] if block_of(buffer) in bn_args.get("episodic", ()) else 0)
         arrays |= {buffer: array} | {f"{buffer}_{i}": array for i in copies}
     parts = {part: OrderedDict() for part in ("encoder", "classifier")}

@@ -7,7 +7,8 @@
 | `encoder.encoder.conv1.bn.running_mean` | `encoder/block1/norm/mean`   |                                      |
 | `classifier.linear.weight`              | `head/kernel`                | `[way, c h w]`; `[h w c, way]`       |
 
-A convolutional feature map is flattened channels first there and channels last here, which permutes the head's rows.
+Our statistics have the name of their collection in front, `lasting_stats/` or `batch_stats/`, which PyTorch's lack. A
+convolutional feature map is flattened channels first there and channels last here, which permutes the head's rows.
 """
 
 import re
@@ -19,11 +20,12 @@ import numpy as np
 
 from maml_jax import tree
 from maml_jax.nn.convnet import ConvNet
-from maml_jax.nn.model import Model
+from maml_jax.nn.model import FlaxLearner
 from maml_jax.tree import PyTree
 
 Arrays = dict[str, np.ndarray]
 
+_COLLECTION = r"^(lasting_stats|batch_stats)/"
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 # Our layer's name, as a pattern, and PyTorch's.
 _LAYERS = (
@@ -47,7 +49,7 @@ def torch_name(name: str) -> str:
     """PyTorch's name of our parameter or statistic `name`, such as 'encoder/block1/conv/kernel'."""
     if name == "head/temperature":
         return "classifier.temp"
-    layer, _, leaf = name.rpartition("/")
+    layer, _, leaf = re.sub(_COLLECTION, "", name).rpartition("/")
     for ours, theirs in _LAYERS:
         match = re.fullmatch(ours, layer)
         if match and leaf in _LEAVES:
@@ -85,11 +87,11 @@ def to_torch(leaves: PyTree, feature_shape: tuple[int, ...]) -> Arrays:
     """Arrays of a pytree of ours under PyTorch's names, in PyTorch's layouts.
 
     Args:
-      leaves: parameters, gradients or statistics, in our structure.
+      leaves: parameters, gradients, or statistics by collection, in our structure.
       feature_shape: `(height, width, channels)` of the encoder's last map, or `(channels,)` where it is averaged.
     """
     named = ((tree.name_of(path), np.asarray(leaf)) for path, leaf in jax.tree.leaves_with_path(leaves))
-    return {torch_name(name): _to_torch(name, array, feature_shape) for name, array in named}
+    return {torch_name(name): layout_to_torch(name, array, feature_shape) for name, array in named}
 
 
 def from_torch(arrays: Mapping[str, Any], like: PyTree, feature_shape: tuple[int, ...]) -> PyTree:
@@ -108,7 +110,7 @@ def from_torch(arrays: Mapping[str, Any], like: PyTree, feature_shape: tuple[int
         theirs = torch_name(name)
         if theirs not in arrays:
             raise ValueError(f"{theirs} is missing")
-        array = _from_torch(name, np.asarray(arrays[theirs]), feature_shape)
+        array = layout_from_torch(name, np.asarray(arrays[theirs]), feature_shape)
         if array.shape != leaf.shape:
             raise ValueError(f"{theirs} gives {name} of shape {array.shape} instead of {leaf.shape}")
         return array
@@ -116,14 +118,22 @@ def from_torch(arrays: Mapping[str, Any], like: PyTree, feature_shape: tuple[int
     return tree.map_named(fill, like)
 
 
-def feature_shape(model: Model) -> tuple[int, ...]:
-    """Shape of what an encoder gives: `(height, width, channels)` that it flattens, or `(channels,)` averaged."""
-    height, width, _ = model.image_shape
-    encoder = model.classifier.encoder
-    return (height // 16, width // 16, encoder.width) if isinstance(encoder, ConvNet) else encoder.channels[-1:]
+def feature_shape(learner: FlaxLearner, side: int) -> tuple[int, ...]:
+    """Shape of what an encoder gives: `(height, width, channels)` that it flattens, or `(channels,)` averaged.
+
+    Args:
+      learner: of a `Classifier`.
+      side: of the images, in pixels.
+    """
+    encoder = learner.module.encoder
+    if not isinstance(encoder, ConvNet):
+        return encoder.channels[-1:]
+    side //= 2**encoder.blocks
+    return side, side, encoder.width
 
 
-def _to_torch(name: str, array: np.ndarray, feature_shape: tuple[int, ...]) -> np.ndarray:
+def layout_to_torch(name: str, array: np.ndarray, feature_shape: tuple[int, ...]) -> np.ndarray:
+    """An array of ours, of this name, in PyTorch's layout."""
     if array.ndim == 4:
         return array.transpose(3, 2, 0, 1)
     if name == "head/kernel":
@@ -132,7 +142,8 @@ def _to_torch(name: str, array: np.ndarray, feature_shape: tuple[int, ...]) -> n
     return array
 
 
-def _from_torch(name: str, array: np.ndarray, feature_shape: tuple[int, ...]) -> np.ndarray:
+def layout_from_torch(name: str, array: np.ndarray, feature_shape: tuple[int, ...]) -> np.ndarray:
+    """Undoes `layout_to_torch`."""
     if array.ndim == 4:
         return array.transpose(2, 3, 1, 0)
     if name == "head/kernel":

@@ -1,7 +1,7 @@
 """Reads the text of a program that XLA has compiled: what it launches, and what that reads and writes.
 
-The text lists computations of instructions, `%name = shape op(operands), attributes`. An instruction of the entry, or of
-a loop's body, is a kernel, a library call or a collective, but for those that only name what is there.
+The text lists computations of instructions, `%name = shape op(operands), attributes`. An instruction of the entry or
+of a loop's body is a kernel, a library call or a collective, but for those that only name what is there.
 """
 
 import math

@@ -4,6 +4,7 @@ A method is a handful of settings on either side. Where it has parameters that t
 rates, TaskNorm's, a scale for each step), these have names of their own in the reference; see `parity.reference`.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -11,14 +12,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from maml_jax import experiment, tree
+from maml_jax import tree
 from maml_jax.config import default
 from maml_jax.episode import Episode
-from maml_jax.meta.outer import meta_gradient
-from maml_jax.meta.step import init_state
-from maml_jax.nn.model import Model
+from maml_jax.experiment.method import build_method
+from maml_jax.meta.outer import Maml, TaskResult, task_loss
+from maml_jax.meta.step import meta_gradient
 from maml_jax.tree import PyTree
-from parity import convert, reference
+from parity import convert, reference, replay
 
 TOLERANCE = 1e-9
 _SIZE, _TASKS, _WAY, _SHOT, _QUERY = 16, 1, 2, 2, 2
@@ -33,12 +34,14 @@ class Method(NamedTuple):
       inner: fields of the reference's `InnerSpec` that say the same.
       model: fields of its `ModelSpec`.
       weights: of the multi-step loss, one for each inner step, or none.
+      gradient: the reference's function that gives the meta-gradient.
     """
 
     ours: dict[str, Any]
     inner: dict[str, Any] = {}  # noqa: RUF012 (never changed)
     model: dict[str, Any] = {}  # noqa: RUF012
     weights: tuple[float, ...] = ()
+    gradient: str = "meta_gradient"
 
 
 _LSLR = {"inner.learn_rates": "tensor", "inner.rates_per_step": True}
@@ -62,6 +65,7 @@ METHODS = {
     ),
     "metabn": Method({"model.norm": "metabn"}, model={"norm": "metabn"}),
     "tasknorm": Method({"model.norm": "tasknorm"}, model={"norm": "tasknorm"}),
+    "reptile": Method({"outer.method": "reptile"}, gradient="reptile_gradient"),
     "summed_loss": Method({"model.loss": "summed_cross_entropy"}, model={"summed_loss": True}),
 }
 
@@ -73,58 +77,85 @@ def config_of(method: Method) -> ml_collections.ConfigDict:
     return config
 
 
-def compare(name: str) -> dict[str, float]:
+def compare(name: str) -> tuple[dict[str, float], convert.Arrays]:
     """Runs a method on both sides.
 
     Returns:
-      For 'loss', 'grad' and 'stats' (if there are any), the largest difference over the largest entry expected.
+      For 'loss', 'grad' and 'stats' (if there are any), the largest difference over the largest entry expected; and the
+      reference's meta-gradient.
     """
     method = METHODS[name]
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        config = config_of(method)
-        model = experiment.build_model(config, _WAY, (_SIZE, _SIZE, 3))
-        inner = experiment.build_inner(config)
-        state = init_state(model, experiment.build_outer(config), jax.random.key(0), inner)
-        params, stats, episodes = _start(state.params, state.stats)
-        weights = jnp.asarray(method.weights) if method.weights else None
-        gradient, results = meta_gradient(model, inner, params, stats, episodes, config.inner.steps, 1, weights)
-        lasting = jax.tree.map(lambda x: x.mean(0), model.lasting_stats(results.stats))
-        ours = {"grad": to_torch(model, gradient), "stats": to_torch(model, lasting)}
-        theirs = _in_torch(method, to_torch(model, params), to_torch(model, stats), episodes)
+    with replay.exactly("float64"):
+        ours = _Ours.of(method)
+        gradient, results = meta_gradient(ours.method, ours.params, ours.stats, ours.episodes)
+        lasting = jax.tree.map(lambda x: x.mean(0), ours.method.learner.lasting(results.stats))
+        found = {"grad": ours.to_torch(gradient), "stats": ours.to_torch(lasting)}
+        theirs = _in_torch(method, ours.to_torch(ours.params), ours.to_torch(ours.stats), ours.episodes)
     errors = {} if method.weights else {"loss": abs(np.asarray(results.loss).mean() / float(theirs.loss) - 1)}
     for quantity, expected in (("grad", theirs.grads), ("stats", theirs.stats)):
         if expected:
-            errors[quantity] = _error(ours[quantity], {n: value.numpy() for n, value in expected.items()})
-    return errors
+            errors[quantity] = _error(found[quantity], {n: value.numpy() for n, value in expected.items()})
+    return errors, {name: value.numpy() for name, value in theirs.grads.items()}
 
 
-def _start(params: PyTree, stats: PyTree) -> tuple[PyTree, PyTree, Episode]:
-    """Float64, away from the special values that parameters start at, and random tasks."""
-    rng = np.random.default_rng(0)
+class _Ours(NamedTuple):
+    """Our side of a method: float64, away from the special values that parameters start at, and random tasks."""
 
-    def move(name, leaf):
-        moved = np.asarray(leaf, np.float64)
-        if "kernel" not in name or name.startswith("rates"):
-            moved = moved + (0.01 if name.startswith("rates") else 0.1) * rng.standard_normal(leaf.shape)
-        if "norm" in name and name.endswith("bias") and not name.startswith("rates"):
-            moved = moved + 0.5  # few channels need to be mostly alive, see `replay.init_torch`
-        return jnp.asarray(moved)
+    method: Maml
+    params: PyTree
+    stats: PyTree
+    episodes: Episode
 
+    @classmethod
+    def of(cls, method: Method) -> "_Ours":
+        rng = np.random.default_rng(0)
+        ours = build_method(config_of(method), _WAY)
+        ours = _Weighted(**vars(ours), weights=method.weights) if method.weights else ours
+        example = jax.tree.map(lambda x: x[0], _episodes(np.random.default_rng(0)))
+        params, stats = ours.init(jax.random.key(0), example)
+        return cls(ours, tree.map_named(lambda name, leaf: _moved(rng, name, leaf), params), stats, _episodes(rng))
+
+    def to_torch(self, leaves: PyTree) -> convert.Arrays:
+        """As `convert.to_torch`, with the methods' own parameters."""
+        features = convert.feature_shape(self.method.learner, _SIZE)
+        return {torch_name(n): _layout(n, np.asarray(leaf), features) for n, leaf in tree.by_name(leaves).items()}
+
+
+def _moved(rng: np.random.Generator, name: str, leaf: jax.Array) -> jax.Array:
+    moved = np.asarray(leaf, np.float64)
+    if "kernel" not in name or name.startswith("rates"):
+        moved = moved + (0.01 if name.startswith("rates") else 0.1) * rng.standard_normal(leaf.shape)
+    if "norm" in name and name.endswith("bias") and not name.startswith("rates"):
+        moved = moved + 0.5  # few channels need to be mostly alive, see `replay.init_torch`
+    return jnp.asarray(moved)
+
+
+def _episodes(rng: np.random.Generator) -> Episode:
     def images(count):
         return jnp.asarray(rng.random((_TASKS, _WAY * count, _SIZE, _SIZE, 3)))
 
     def labels(count):
         return jnp.tile(jnp.repeat(jnp.arange(_WAY, dtype=jnp.int32), count), (_TASKS, 1))
 
-    episodes = Episode(images(_SHOT), labels(_SHOT), images(_QUERY), labels(_QUERY))
-    return tree.map_named(move, params), jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), stats), episodes
+    return Episode(images(_SHOT), labels(_SHOT), images(_QUERY), labels(_QUERY))
 
 
-def to_torch(model: Model, leaves: PyTree) -> convert.Arrays:
-    """As `convert.to_torch`, with the methods' own parameters."""
-    features = convert.feature_shape(model)
-    named = ((tree.name_of(path), np.asarray(leaf)) for path, leaf in jax.tree.leaves_with_path(leaves))
-    return {torch_name(name): _layout(name, array, features) for name, array in named}
+@dataclasses.dataclass(frozen=True)
+class _Weighted(Maml):
+    """MAML with a multi-step loss of given weights, which in training follow from the meta-step."""
+
+    weights: tuple[float, ...] = ()
+
+    def task_gradient(
+        self, params: PyTree, stats: PyTree, episode: Episode, step: jax.Array
+    ) -> tuple[PyTree, TaskResult]:
+        """See `Method.task_gradient`."""
+        weights = jnp.asarray(self.weights)
+
+        def loss(params):
+            return task_loss(self.learner, self.inner, params, stats, episode, self.steps, weights)
+
+        return jax.grad(loss, has_aux=True)(params)
 
 
 def torch_name(name: str) -> str:
@@ -139,7 +170,7 @@ def torch_name(name: str) -> str:
 
 
 def _layout(name, array, features):
-    return array if array.ndim < 2 else convert._to_torch(name.removeprefix("rates/"), array, features)
+    return array if array.ndim < 2 else convert.layout_to_torch(name.removeprefix("rates/"), array, features)
 
 
 def _in_torch(method: Method, params, stats, episodes: Episode) -> reference.MetaGradient:
@@ -152,10 +183,11 @@ def _in_torch(method: Method, params, stats, episodes: Episode) -> reference.Met
         array = np.asarray(array)
         return torch.from_numpy(np.array(np.moveaxis(array, -1, 2) if array.ndim == 5 else array))
 
-    batch = reference.Episodes(*(tensor(x).long() if x.ndim == 2 else tensor(x) for x in episodes))
+    batch = reference.Episodes(*(tensor(x).long() if x.ndim == 2 else tensor(x) for x in episodes[:4]))
     params = {name: tensor(value) for name, value in params.items()}
     stats = {name: tensor(value) for name, value in stats.items()}
-    return reference.meta_gradient(spec, inner, params, stats, batch, method.weights)
+    weights = [method.weights] if method.weights else []
+    return getattr(reference, method.gradient)(spec, inner, params, stats, batch, *weights)
 
 
 def _error(ours: convert.Arrays, expected: convert.Arrays) -> float:

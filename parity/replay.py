@@ -1,11 +1,10 @@
 """One case through `maml_jax` and through the PyTorch reference: everything a golden file records, by its names there.
 
-Our side goes through what trains: the configuration, `experiment`, and `meta_step` itself.
+Our side goes through what trains: the configuration, what is built of it, and `meta_step` itself.
 """
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,13 +14,13 @@ import ml_collections
 import numpy as np
 import optax
 
-from maml_jax import experiment, tree
+from maml_jax import tree
 from maml_jax.config import default
 from maml_jax.episode import Episode
-from maml_jax.meta.inner import InnerLoop
-from maml_jax.meta.outer import task_loss
+from maml_jax.experiment.method import build_learner, build_method, build_outer
+from maml_jax.meta.outer import Maml, evaluate_task
 from maml_jax.meta.step import MetaState, meta_step
-from maml_jax.nn.model import Model
+from maml_jax.nn.model import FlaxLearner, Zero
 from maml_jax.tree import PyTree
 from parity import convert
 from parity.golden import Arrays, GoldenCase, block_of
@@ -29,39 +28,71 @@ from parity.golden import Arrays, GoldenCase, block_of
 _HEAD = ("kernel", "bias")  # of ours, which `reset_classifier` sets to zero
 
 
-def in_jax(case: GoldenCase, compiler_options: dict[str, Any] | None = None) -> Callable[[int], Arrays]:
+@dataclasses.dataclass(frozen=True)
+class Port:
+    """Our side of a case: the parts that its configuration gives, and where they start.
+
+    Attributes:
+      case: the case.
+      method: in training.
+      optimizer: the outer optimiser.
+      params: meta-parameters.
+      stats: the statistics that outlive an episode: means 0, variances 1.
+      tested: the method in evaluation, where a head that the original resets is no parameter.
+      tested_params: its parameters.
+    """
+
+    case: GoldenCase
+    method: Maml
+    optimizer: optax.GradientTransformation
+    params: PyTree
+    stats: PyTree
+    tested: Maml
+    tested_params: PyTree
+
+    @classmethod
+    def of(cls, case: GoldenCase) -> "Port":
+        """The right parts."""
+        config = config_of(case)
+        params, stats = start(build_learner(config, case.n_way), case)
+        config.inner.fixed = convert.fixed_of(case.inner.frozen, tree.names(params))
+        method = tested = build_method(config, case.n_way)
+        tested_params = params
+        if case.inner.reset_classifier:
+            tested = dataclasses.replace(method, learner=dataclasses.replace(method.learner, starts=Zero()))
+            tested_params = Zero().kept(params)
+        return cls(case, method, build_outer(config), params, stats, tested, tested_params)
+
+
+def in_jax(
+    case: GoldenCase,
+    compiler_options: dict[str, Any] | None = None,
+    change: Callable[[Port], Port] = lambda port: port,
+) -> Callable[[int], Arrays]:
     """A case through `maml_jax`.
 
     Args:
       case: the case; what it recorded is not looked at.
       compiler_options: of `jax.jit`.
+      change: puts other parts in the places of the right ones.
 
     Returns:
       A function of `disturbed`'s seed, or 0 for the case's own images, whose first call compiles. It gives arrays in
       PyTorch's names and layouts, as `parity.golden.compare` wants them.
     """
-    # Accelerators would multiply float32 matrices in less than float32.
-    exactly = functools.partial(_precision, case.dtype)
-    with exactly():
-        config = config_of(case)
-        model = experiment.build_model(config, case.n_way, (case.image_size, case.image_size, 3))
-        params, stats = start(model, case.params, case.dtype)
-        config.inner.fixed = convert.fixed_of(case.inner.frozen, tree.names(params))
-        inner, outer = experiment.build_inner(config), experiment.build_outer(config)
-    train = _trainer(case, model, inner, outer, params, stats, compiler_options)
-    untrained, initial = model, params
-    if case.inner.reset_classifier:
-        untrained, initial = dataclasses.replace(model, zero_head=True), _without_head(params)
+    with exactly(case.dtype):
+        port = change(Port.of(case))
+    train = _trainer(port, compiler_options)
 
     @jax.jit(compiler_options=compiler_options)
     def evaluate(episodes):
         def logits(episode):
-            return task_loss(untrained, inner, initial, stats, episode, case.eval_n_step, False)[1].logits
+            return evaluate_task(port.tested, port.tested_params, port.stats, episode, case.eval_n_step).logits
 
         return jax.lax.map(logits, episodes)
 
     def run(seed):
-        with exactly():
+        with exactly(case.dtype):
             episodes = episodes_of(disturbed(case, seed) if seed else case)
             return train(episodes) | {"logits_eval": np.asarray(evaluate(episodes))}
 
@@ -69,7 +100,8 @@ def in_jax(case: GoldenCase, compiler_options: dict[str, Any] | None = None) -> 
 
 
 @contextlib.contextmanager
-def _precision(dtype: str) -> Iterator[None]:
+def exactly(dtype: str) -> Iterator[None]:
+    """Arithmetic in 'float64' or 'float32', in which accelerators would multiply matrices in less."""
     with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
         yield
 
@@ -105,33 +137,31 @@ def config_of(case: GoldenCase) -> ml_collections.ConfigDict:
     return config
 
 
-def start(model: Model, params: Arrays, dtype: str) -> tuple[PyTree, PyTree]:
-    """Our parameters from PyTorch's, and the statistics that outlive an episode: means 0, variances 1."""
-    like, stats = jax.eval_shape(model.init, jax.random.key(0))
-    ours = convert.from_torch(params, like, convert.feature_shape(model))
-    fresh = tree.map_named(lambda n, s: (jnp.ones if n.endswith("var") else jnp.zeros)(s.shape, dtype), stats)
-    return jax.tree.map(lambda x: jnp.asarray(x, dtype), ours), fresh
+def start(learner: FlaxLearner, case: GoldenCase) -> tuple[PyTree, PyTree]:
+    """A case's parameters in our form, and the statistics that outlive an episode: means 0, variances 1."""
+    image = jax.ShapeDtypeStruct((1, case.image_size, case.image_size, 3), case.dtype)
+    like, stats = jax.eval_shape(learner.init, jax.random.key(0), image)
+    ours = convert.from_torch(case.params, like, convert.feature_shape(learner, case.image_size))
+    fresh = tree.map_named(lambda n, s: (jnp.ones if n.endswith("var") else jnp.zeros)(s.shape, case.dtype), stats)
+    return jax.tree.map(lambda x: jnp.asarray(x, case.dtype), ours), fresh
 
 
-def _trainer(
-    case: GoldenCase,
-    model: Model,
-    inner: InnerLoop,
-    outer: optax.GradientTransformation,
-    params: PyTree,
-    stats: PyTree,
-    compiler_options: dict[str, Any] | None,
-) -> Callable[[Episode], Arrays]:
+def _trainer(port: Port, compiler_options: dict[str, Any] | None) -> Callable[[Episode], Arrays]:
     """What meta-steps leave: the first one's logits, loss, gradient and statistics, and where they lead."""
-    optimizer = optax.chain(_remember(), outer)
-    named = _namer(model)
+    case, optimizer = port.case, optax.chain(_remember(), port.optimizer)
+    features = convert.feature_shape(port.method.learner, case.image_size)
+
+    def named(prefix, leaves):
+        return {prefix + name: array for name, array in convert.to_torch(leaves, features).items()}
 
     @jax.jit(compiler_options=compiler_options)
     def step(state, episodes):
-        return meta_step(model, inner, optimizer, state, episodes, case.inner.n_step, 1)
+        return meta_step(port.method, optimizer, state, episodes)
 
     def train(episodes):
-        state = MetaState(step=jnp.int32(0), params=params, stats=stats, optimizer=optimizer.init(params))
+        state = MetaState(
+            step=jnp.int32(0), params=port.params, stats=port.stats, optimizer=optimizer.init(port.params)
+        )
         losses, outputs = [], {}
         for i in range(case.outer.steps if case.outer else 1):
             if case.inner.reset_classifier:
@@ -142,18 +172,14 @@ def _trainer(
             if i == 0:
                 outputs = {"logits_train": np.asarray(results.logits), "loss_train": np.asarray(losses[0])}
                 outputs |= named("grad/", state.optimizer[0])
-                outputs |= _buffers(case, model, named, state.stats, results.stats)
+                whole = jax.tree.map(lambda x: x[0], episodes)
+                _, stats = port.method.learner.start(state.params, state.stats, whole.support_x, whole.support_y)
+                outputs |= _buffers(case, named, stats, results.stats)
         if case.outer:
             outputs |= {"outer_losses": np.asarray(losses)} | named("outer_final/", state.params)
         return outputs
 
     return train
-
-
-def _namer(model: Model) -> Callable[[str, PyTree], Arrays]:
-    """Turns a pytree of ours into arrays in PyTorch's names and layouts, after a prefix."""
-    features = convert.feature_shape(model)
-    return lambda prefix, leaves: {prefix + n: a for n, a in convert.to_torch(leaves, features).items()}
 
 
 def _remember() -> optax.GradientTransformation:
@@ -163,22 +189,15 @@ def _remember() -> optax.GradientTransformation:
     )
 
 
-def _buffers(
-    case: GoldenCase, model: Model, named: Callable[[str, PyTree], Arrays], lasting: PyTree, after: PyTree
-) -> Arrays:
+def _buffers(case: GoldenCase, named: Callable[[str, PyTree], Arrays], stats: PyTree, after: PyTree) -> Arrays:
     """Statistics that the next episode starts from; beside them, in episodic layers, those that each episode left."""
-    buffers = named("buffer/", model.episode_stats(lasting))
+    buffers = named("buffer/", stats)
     for i in range(case.n_episode):
         episode = named("buffer/", jax.tree.map(lambda x, i=i: x[i], after))
         for name, array in episode.items():
             if case.norm[block_of(name.removeprefix("buffer/"))] == "episodic":
                 buffers[f"{name}_{i}"] = array
     return buffers
-
-
-def _without_head(params: PyTree) -> PyTree:
-    head = {name: leaf for name, leaf in params["head"].items() if name not in _HEAD}
-    return {**params, "head": head}
 
 
 def episodes_of(case: GoldenCase) -> Episode:

@@ -17,6 +17,8 @@ import numpy as np
 from parity.bench import ROWS, Row
 from parity.reference import CLIP
 
+PIECE = 5 * 2**20  # bytes of a layer's images at once, of the rows in pieces
+
 
 @dataclasses.dataclass(frozen=True)
 class Side:
@@ -93,17 +95,28 @@ class _Ours(NamedTuple):
     state: Any
 
 
-def _start_ours(row: Row, piece: int | None = None, **how) -> _Ours:
-    """Starts JAX and draws a state; `how` is `InnerLoop`'s, `piece` the model's, by default as in training."""
+def _start_ours(row: Row, piece: int | None = None, conv: Callable | None = None, **how) -> _Ours:
+    """Starts JAX and draws a state.
+
+    Args:
+      row: of the benchmark.
+      piece: the classifier's; by default as in training.
+      conv: the encoder's; by default its own.
+      **how: fields of `InnerLoop`.
+    """
     import jax
     import optax
 
     from maml_jax import train  # and all that it imports, which is not to count
-    from maml_jax.experiment import default_piece
     from maml_jax.meta.inner import InnerLoop, all_but, sgd
-    from maml_jax.meta.parallel import choose_devices, replicate
+    from maml_jax.meta.outer import Maml
     from maml_jax.meta.step import init_state
-    from maml_jax.nn import model as models
+    from maml_jax.nn.classifier import Classifier
+    from maml_jax.nn.encoders import encoder
+    from maml_jax.nn.head import LinearHead
+    from maml_jax.nn.kernels.budget import default_piece
+    from maml_jax.nn.model import learner
+    from maml_jax.parallel import choose_devices, replicate
 
     del train
     with contextlib.suppress(RuntimeError):  # JAX has started
@@ -112,14 +125,24 @@ def _start_ours(row: Row, piece: int | None = None, **how) -> _Ours:
     peak = _peak_above_now()
     if devices[0].platform != "cpu":
         peak = lambda: sum(d.memory_stats()["peak_bytes_in_use"] for d in devices) / 2**20  # noqa: E731
-    shape = (row.side, row.side, row.channels)
-    piece = default_piece() if piece is None else piece
-    model = models.build(row.encoder.replace("-", "_"), row.width, "batch", "meta", row.way, shape, piece=piece)
-    inner = InnerLoop(sgd(0.01, 0.01, 0.0, 0.0), all_but("norm" if row.frozen else ""), row.first_order, **how)
+    network = encoder(row.encoder.replace("-", "_"), row.width)
+    network = network.clone(conv=conv) if conv else network
+    if piece is None:
+        piece = default_piece(network, (row.way * row.query, row.side, row.side, row.channels))
+    classifier = Classifier(network, LinearHead(row.way), piece)
+    inner = InnerLoop(sgd(0.01), all_but("norm" if row.frozen else ""), row.first_order, **how)
+    method = Maml(learner(classifier), inner, row.steps)
     optimizer = optax.chain(optax.clip(CLIP), optax.adam(1e-3))
     at_once = 1 if jax.default_backend() == "cpu" else row.tasks // len(devices)
-    parts = {"model": model, "inner": inner, "optimizer": optimizer, "steps": row.steps, "tasks_at_once": at_once}
-    return _Ours(devices, peak, parts, replicate(init_state(model, optimizer, jax.random.key(0)), devices))
+    parts = {"method": method, "optimizer": optimizer, "tasks_at_once": at_once}
+    task = jax.tree.map(lambda x: x[0], _episodes(row))
+    return _Ours(devices, peak, parts, replicate(init_state(method, optimizer, jax.random.key(0), task), devices))
+
+
+def _episodes(row: Row):
+    from maml_jax.episode import Episode
+
+    return Episode(*_images(row, channels_first=False))
 
 
 def _steps(row: Row, **how) -> Side:
@@ -129,13 +152,12 @@ def _steps(row: Row, **how) -> Side:
     from jax.sharding import Mesh, NamedSharding
     from jax.sharding import PartitionSpec as P
 
-    from maml_jax.episode import Episode
-    from maml_jax.meta.parallel import AXIS
     from maml_jax.meta.step import meta_step
+    from maml_jax.parallel import AXIS
 
     devices, peak, parts, state = _start_ours(row, **how)
     mesh = Mesh(np.asarray(devices), (AXIS,))
-    episodes = jax.device_put(Episode(*_images(row, channels_first=False)), NamedSharding(mesh, P(AXIS)))
+    episodes = jax.device_put(_episodes(row), NamedSharding(mesh, P(AXIS)))
 
     def run(state, episodes):
         one = lambda _, state: meta_step(state=state, episodes=episodes, axis=AXIS, **parts)[0]  # noqa: E731
@@ -157,23 +179,20 @@ def _plain_conv(row: Row, **how) -> Side:
     """Our meta-steps with the convolution, and so the derivatives, that `nn.Conv` has."""
     from jax import lax
 
-    from maml_jax.nn import layers
+    def conv(x, kernel, stride):
+        return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
-    layers.conv_same = lambda x, kernel, stride: lax.conv_general_dilated(
-        x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    return _steps(row, **how)
+    return _steps(row, conv=conv, **how)
 
 
 def _training_loop(row: Row, on_host: bool = False) -> Side:
     """Our meta-steps as in training: on tasks drawn and measured along the way, from images on the device or not."""
     import jax
 
-    from maml_jax.data.sampler import DeviceImages, TaskSpec
+    from maml_jax.data.sampler import TaskSpec
     from maml_jax.data.store import ClassStore
-    from maml_jax.data.stream import Feed
-    from maml_jax.meta.parallel import spread
-    from maml_jax.meta.step import CONSTANT
+    from maml_jax.data.stream import Feed, place
+    from maml_jax.parallel import spread
     from maml_jax.train import run_steps
 
     devices, peak, parts, state = _start_ours(row)
@@ -181,20 +200,17 @@ def _training_loop(row: Row, on_host: bool = False) -> Side:
     images = np.random.default_rng(0).integers(
         0, 256, (classes * per_class, row.side, row.side, row.channels), np.uint8
     )
-    offsets = np.arange(classes + 1) * per_class
-    if on_host:
-        data = ClassStore(images, offsets, tuple(map(str, range(classes))), "train")
-    else:
-        data = DeviceImages(images, offsets.astype(np.int32))
+    store = ClassStore(images, np.arange(classes + 1) * per_class, tuple(map(str, range(classes))), "train")
     spec = TaskSpec(0, "train", row.way, row.shot, row.query, size=row.side)
-    run = functools.partial(run_steps, annealing=CONSTANT, spec=spec, tasks=row.tasks, report_every=row.turn, **parts)
+    tasks = place({"train": store}, {"train": spec}, "host" if on_host else "device", 1.0)["train"]
+    run = functools.partial(run_steps, per_step=row.tasks, report_every=row.turn, **parts)
     advance = spread(run, devices, "shard_map", donate=(0,))
-    feed, step = Feed(spec, data, devices, row.tasks, 0, 10**6, row.turn), 0
+    feed, step = Feed(tasks, devices, row.tasks, 0, 10**6, row.turn), 0
 
     def turn():
         nonlocal state, step
-        for tasks, count in feed.between(step, step + row.turn):
-            state, log = advance(state, tasks, np.int32(count))
+        for some, count in feed.between(step, step + row.turn):
+            state, log = advance(state, some, np.int32(count))
         step += row.turn
         jax.block_until_ready((state, log))
 
@@ -230,9 +246,9 @@ SIDES: dict[str, Callable[[Row], Side]] = {
     "reference": _torch,
     "nested": lambda row: _steps(row, checkpoint="nested"),
     "forward_over_reverse": lambda row: _steps(row, forward_over_reverse=True),
-    "whole": lambda row: _steps(row, piece=0),
+    "pieces": lambda row: _steps(row, piece=PIECE),
     "plain_conv": _plain_conv,
-    "plain_conv_whole": lambda row: _plain_conv(row, piece=0),
+    "plain_conv_pieces": lambda row: _plain_conv(row, piece=PIECE),
     "training_loop": _training_loop,
     "training_loop_host": lambda row: _training_loop(row, on_host=True),
 }

@@ -1,18 +1,16 @@
-"""Shared by all tests: exact arithmetic where asked for, and small models so that compiles are short."""
+"""Shared by all tests: short compiles, one cache, and exact arithmetic where asked for."""
 
 import os
 
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of machine code: compiling is what tests spend their time on
+# Compiling is what tests spend their time on. Without optimisations, and with XLA's older way to write machine code, it
+# takes a third of it.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
-import numpy as np
 import pytest
-
-from maml_jax.episode import Episode
-from maml_jax.nn.convnet import ConvNet
-from maml_jax.nn.head import LinearHead
-from maml_jax.nn.model import Classifier, Model
 
 jax.config.update("jax_num_cpu_devices", 4)
 
@@ -35,27 +33,10 @@ def x64():
 
 
 @pytest.fixture
-def small():
-    """Builds a two-way ConvNet of two blocks of two channels for 8-pixel images."""
-
-    def build(norm="batch", head="meta", way=2, width=2, channels=3):
-        classifier = Classifier(ConvNet(width, 2, norm=norm), LinearHead(way))
-        return Model(classifier, norm, head == "zero", (8, 8, channels))
-
-    return build
-
-
-@pytest.fixture
-def episodes():
-    """Draws a batch of episodes for the model of `small`."""
-
-    def draw(tasks=2, way=2, shot=2, query=3, channels=3, seed=0):
-        rng = np.random.default_rng(seed)
-        support = rng.random((tasks, way, shot, 8, 8, channels))
-        query_x = rng.random((tasks, way, query, 8, 8, channels))
-        labels = lambda n: np.tile(np.repeat(np.arange(way, dtype=np.int32), n), (tasks, 1))  # noqa: E731
-        flat = lambda x: x.reshape(tasks, -1, *x.shape[3:])  # noqa: E731
-        dtype = np.float64 if jax.config.jax_enable_x64 else np.float32
-        return Episode(flat(support).astype(dtype), labels(shot), flat(query_x).astype(dtype), labels(query))
-
-    return draw
+def one_thread():
+    """PyTorch on one thread: small shapes gain nothing from more, and lose much where the processor is shared."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

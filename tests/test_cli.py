@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import urllib.error
@@ -12,7 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maml_jax import cli
+from maml_jax import cli, train
+from maml_jax.config import preset_names
+from maml_jax.describe import help_text
+from maml_jax.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -43,7 +47,7 @@ def launch(cache, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(urllib.request, "urlopen", _no_network)
 
     def run(*arguments):
-        status = cli.main([str(a) for a in arguments], configs=ROOT / "configs")
+        status = cli.main([str(a) for a in arguments])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
@@ -85,7 +89,14 @@ def test_train_evaluate_resume(launch, tmp_path):
     assert out.startswith("val accuracy")
     assert json.loads((workdir / "eval.json").read_text())["n_tasks"] == 10
 
-    status, _, err = launch("--workdir", workdir, *TINY, "--config.train.steps=6")
+    status, _, err = launch(
+        "--workdir",
+        workdir,
+        *TINY,
+        "--config.train.steps=6",
+        "--config.outer.rate=2e-3",
+        "--config.train.report_every=1",
+    )
     assert status == 0
     assert "continuing at meta-step 4 of 6" in err
 
@@ -134,7 +145,7 @@ def test_larger_stored_images_on_the_host(launch, tmp_path):
         (["--config.task.query=20"], r"task\.shot=1 and task\.query=20 take 21 images.*only 20"),
         (["--config.eval.way=3"], r"eval\.way=3 differs from task\.way=5.*model\.head=zero"),
         (["--config.inner.optimizer=adam", "--config.inner.momentum=0.9"], r"inner\.momentum=0\.9 is sgd's"),
-        (["--config.inner.rates_per_step"], r"inner\.rates_per_step is about learned rates.*learn_rates=tensor"),
+        (["--config.inner.rates_per_step"], r"inner\.rates_per_step=True is about learned rates.*learn_rates=tensor"),
         (["--config.inner.learn_rates=layer"], r"inner\.learn_rates='layer' must be one of none, group, tensor, elem"),
         (
             ["--config.inner.learn_rates=tensor", "--config.inner.positive_rates", "--config.inner.head_rate=0"],
@@ -145,9 +156,15 @@ def test_larger_stored_images_on_the_host(launch, tmp_path):
         (["--config.outer.multi_step=5", "--config.inner.steps=1"], r"outer\.multi_step.*inner\.steps=1"),
         (["--config.outer.first_order=5", "--config.inner.first_order"], r"inner\.first_order=True stays first order"),
         (["--config.model.norm=per_step", "--config.inner.steps=0"], r"per_step.*inner\.steps=1"),
-        (["--config.data.name=sinusoid"], r"sinusoid.*needs --config\.model\.loss=squared_error"),
-        (["--config.model.loss=squared_error"], r"model\.loss='squared_error' is for sinusoid regression"),
-        (["--config.task.way=1", "--config.eval.way=1"], r"task\.way=1 is for sinusoid regression"),
+        (
+            ["--config.data.name=sinusoid"],
+            r"sinusoid.*regression; use --config\.model\.loss=squared_error --config\.model\.encoder=mlp",
+        ),
+        (["--config.model.loss=squared_error"], r"model\.loss='squared_error' does not go with data\.name='glyphs'"),
+        (
+            ["--config.task.way=1", "--config.eval.way=1"],
+            r"task\.way=1, eval\.way=1 do not go with data\.name='glyphs'",
+        ),
         (["--config.train.tasks_at_once=3"], r"tasks_at_once=3 does not divide train\.tasks=8"),
         (["--config.train.validate_every=0"], r"eval\.checkpoint=latest"),
         (["--config.data.normalize=imagenet"], r"data\.normalize='imagenet'.*3 channels.*have 1.*normalize=none"),
@@ -157,14 +174,21 @@ def test_larger_stored_images_on_the_host(launch, tmp_path):
         (["--config.data.device_share=0"], r"data\.device_share=0\.0 must be in \(0, 1\]"),
         (["--config.data.query_augment=blur"], r"data\.query_augment='blur' must be one of none, flip, crop"),
         (["--config.eval.augment=color"], r"eval\.augment='color' must be one of none, enlarge"),
-        (["--config", "nowhere.py"], r"nowhere\.py"),
+        (["--config.outer.rate=nan"], r"outer\.rate=nan must be a finite number"),
+        (["--config.model.encoder=resnet_12"], r"use --config\.model\.encoder=resnet12"),
+        (["--config.outer.milestones=(1.5,)"], r"outer\.milestones=\(1\.5,\) must be meta-steps"),
+        (["--config.parallel.processes=2"], r"parallel\.processes=2.*use --config\.parallel\.coordinator=HOST:1234"),
+        (["--config", "nowhere.py"], r"no file nowhere\.py"),
+        (["--config", "mini_5w1z"], r"no configuration 'mini_5w1z'; did you mean mini_5w1s"),
+        (["train", "--check"], r"--check goes with prepare"),
+        (["train", "evaluate"], r"'train evaluate'.*train, evaluate, prepare"),
         (["--wrkdir", "x"], r"wrkdir.*workdir"),
         (["tain"], r"'tain'.*train, evaluate, prepare"),
         (["evaluate", "--workdir", "nowhere"], r"nowhere holds no run"),
     ],
 )
 def test_mistakes_are_one_clear_line(launch, tmp_path, monkeypatch, arguments, message):
-    monkeypatch.setattr(cli.train, "train", lambda *_: pytest.fail("training began"))
+    monkeypatch.setattr(train, "train", lambda *_: pytest.fail("training began"))
     status, out, err = launch(*arguments)
     assert status == 2
     assert out == ""
@@ -189,24 +213,105 @@ def test_missing_data_is_one_clear_error(launch, tmp_path, cache, name):
     assert sorted(p.name for p in cache.rglob("*")) == before
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
-def test_configurations_are_valid_and_say_how_to_run_them(path):
-    if path.stem == "__init__":
-        return
-    _, config, workdir = cli._parse(["--config", str(path)], ROOT / "configs")
-    assert workdir == Path("runs") / path.stem
-    assert config.is_locked
-    if path.stem != "default":
-        assert "python launch.py" in path.read_text()
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--config.eval.way=3",
+        "--config.eval.way=3 --config.inner.learn_rates=element",
+        "--config.data.name=sinusoid",
+        "--config.task.way=1",
+        "--config.train.validate_every=0",
+        "--config.model.norm=per_step --config.inner.steps=0",
+        "--config.inner.optimizer=adam --config.inner.momentum=0.5",
+        "--config sinusoid --config.eval.checkpoint=best",
+        "--config mini_5w1s --config.data.stored_size=20",
+    ],
+)
+def test_the_flags_that_an_error_proposes_are_accepted(capsys, arguments):
+    command = shlex.split(arguments)
+    for _ in range(5):
+        try:
+            cli.parse(command)
+            break
+        except ConfigError as error:
+            command += shlex.split(cli._in_one_line(error).partition("; use ")[2])
+    else:
+        pytest.fail(f"still refused: {command}")
+    assert len(command) > len(shlex.split(arguments))
 
 
-def test_help_lists_every_field(launch):
-    from maml_jax.config import flatten
+def test_flags_are_as_a_shell_takes_them():
+    assert cli.as_flag("inner.steps", 3) == "--config.inner.steps=3"
+    for value in ((1, 2), "block1=global, batch", "norm$|'", ""):
+        (flag,) = shlex.split(cli.as_flag("x.y", value))
+        assert flag == f"--config.x.y={value}"
 
+
+def test_messages_hold_no_control_characters(capsys, monkeypatch):
+    def fail(*_):
+        raise DataError("bad\nname\x1b[2J", {"data.dir": "a\rb"})
+
+    monkeypatch.setattr(cli, "parse", fail)
+    assert cli.main([]) == 2
+    assert capsys.readouterr().err == "error: bad?name?[2J; use --config.data.dir='a?b'\n"
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_configurations_by_name_and_by_path(name):
+    requests = [cli.parse(["--config", text]) for text in (name, str(ROOT / "configs" / f"{name}.py"))]
+    for request in requests:
+        assert (request.verb, request.workdir, request.check) == ("train", Path("runs") / name, False)
+        assert request.config.is_locked
+    assert requests[0].config.to_json() == requests[1].config.to_json()
+
+
+def test_arguments_in_any_order_and_spelling():
+    """As absl and ml_collections have them."""
+    request = cli.parse(
+        shlex.split(
+            "-config.inner.steps 3 --config.inner.first_order evaluate --noconfig.data.download "
+            "--config.outer.milestones='(1, 2)' --config=mini_5w1s --config.task.way=7 -workdir=somewhere"
+        )
+    )
+    c = request.config
+    assert (c.data.name, c.inner.steps, c.inner.first_order, c.data.download) == ("mini_imagenet", 3, True, False)
+    assert (c.outer.milestones, c.task.way, c.eval.way) == ((1, 2), 7, 7)
+    assert (request.verb, request.workdir) == ("evaluate", Path("somewhere"))
+    annealed = cli.parse(["--config", "mini_5w1s_mamlpp", "--config.train.steps=400"]).config
+    assert annealed.outer.multi_step == 100
+
+
+def test_evaluate_takes_the_settings_of_the_run_and_changes_some(tmp_path):
+    """A run of the version before the table, too."""
+    stored = json.loads((Path(__file__).parent / "old" / "config.json").read_text())
+    stored["task"]["shot"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    request = cli.parse(["evaluate", "--workdir", str(tmp_path), "--config.eval.tasks=10"])
+    assert request.file is None
+    assert (request.config.task.shot, request.config.eval.shot, request.config.eval.tasks) == (3, 1, 10)
+    assert cli.parse(["evaluate", "--workdir", str(tmp_path), "--config", "mini_5w1s"]).config.task.shot == 1
+    (tmp_path / "config.json").write_text('{"inner": {"later": 1}}')
+    with pytest.raises(ConfigError, match=r"a field 'inner\.later'"):
+        cli.parse(["evaluate", "--workdir", str(tmp_path)])
+
+
+def test_help_and_version(launch):
     status, out, _ = launch("--help")
     assert status == 0
-    for field in flatten(cli._default(ROOT / "configs")):
-        assert re.search(rf"^  {re.escape(field)} ", out, re.MULTILINE), field
+    assert help_text() in out
+    status, out, _ = launch("--version")
+    assert status == 0
+    assert re.fullmatch(r"maml-jax \S+, jax \d+\.\S+, python \d+\.\d+\.\S+\n", out)
+
+
+def test_help_and_mistakes_are_quick_to_come():
+    """They do not wait for what training needs."""
+    program = (
+        "import sys; from maml_jax import cli; cli.main(['--help']); cli.main(['tain']); print(sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = done.stdout.splitlines()[-1]
+    assert not [name for name in ("torch", "tensorboardX", "orbax.checkpoint", "matplotlib") if f"'{name}'" in loaded]
 
 
 def test_prepare(launch):
@@ -217,13 +322,18 @@ def test_prepare(launch):
 
 
 def test_as_a_process(tmp_path, cache):
-    """From another folder, and with another number of ways at test."""
-    command = [sys.executable, str(ROOT / "launch.py"), *TINY, "--config.model.head=zero", "--config.eval.way=3"]
+    """From another folder, with a configuration of the user's, and with another number of ways at test."""
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from configs import default\n\ndef get_config():\n    c = default.get_config()\n    c.model.head = 'zero'\n"
+        "    return c\n"
+    )
+    command = [sys.executable, str(ROOT / "launch.py"), "--config", str(mine), *TINY, "--config.eval.way=3"]
     environment = {**os.environ, "MAML_JAX_CACHE": str(cache)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "3-way 1-shot" in done.stdout
-    assert (tmp_path / "runs" / "glyphs_5w1s" / "eval.json").exists()
+    assert (tmp_path / "runs" / "mine" / "eval.json").exists()
 
 
 def test_sinusoid(launch, tmp_path):
@@ -299,11 +409,3 @@ def test_normalisation_is_changed_at_test(launch, tmp_path):
     status, _, err = launch("evaluate", "--workdir", workdir, "--config.model.norm=global")
     assert status == 2
     assert "encoder/block1/norm/mean" in err
-
-
-def test_annealing_takes_a_share_of_the_run_however_long():
-    from configs import omniglot_5w1s_mamlpp
-
-    config = omniglot_5w1s_mamlpp.get_config()
-    config.train.steps = 400
-    assert (config.outer.multi_step, config.outer.first_order) == (100, 100)

@@ -10,13 +10,13 @@ import numpy as np
 import optax
 import pytest
 from jax import lax
+from maml_jax.meta.parallel import AXIS, choose_devices, my_share, replicate, spread
 
 from configs import default
 from maml_jax import tree
 from maml_jax.errors import ConfigError
 from maml_jax.experiment import check_devices
 from maml_jax.meta.inner import InnerLoop, all_but, sgd
-from maml_jax.meta.parallel import AXIS, choose_devices, my_share, replicate, spread
 from maml_jax.meta.step import init_state, meta_step
 
 

@@ -16,15 +16,20 @@ import threading
 import weakref
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from maml_jax.data.source import stamp
 from maml_jax.errors import DataError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
-_LIST_SUFFIXES = (".csv", ".txt", ".json")
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff"),
+)
+LIST_SUFFIXES = (".csv", ".tsv", ".txt", ".lst", ".list", ".json")
+HIDDEN, UNKNOWN = "hidden files and folders", "files of a kind that is not read"
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _DECOMPRESS = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _DAMAGE = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, NotImplementedError)
@@ -41,10 +46,12 @@ class Tree(Protocol):
 
     @property
     def members(self) -> list[str]:
-        """Sorted paths below the root, '/' between their parts: images, lists, and folders, which end in '/'.
+        """Sorted paths below the root, '/' between their parts: images, lists, and folders, which end in '/'."""
+        ...
 
-        Hidden files and those of other kinds are left out.
-        """
+    @property
+    def left_out(self) -> Mapping[str, Sequence[str]]:
+        """By reason, the paths of what is not among the members: hidden files, those of other kinds, and the like."""
         ...
 
     def stamp(self) -> dict[str, Any]:
@@ -83,11 +90,33 @@ def is_image(member: str) -> bool:
     return member.lower().endswith(IMAGE_SUFFIXES)
 
 
-def _is_kept(member: str) -> bool:
+def _why_not(member: str) -> str:
+    """Why a path is left out; '' if it is not."""
     parts = member.rstrip("/").split("/")
+    if ".." in parts:
+        return "paths that lead outside"
     if any(part.startswith((".", "__MACOSX")) for part in parts):
-        return False
-    return member.endswith(("/", *_LIST_SUFFIXES)) or is_image(member)
+        return HIDDEN
+    return "" if member.lower().endswith(("/", *LIST_SUFFIXES)) or is_image(member) else UNKNOWN
+
+
+def _sifted(names: Iterable[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """The paths of an archive: the name there of each member, and what is left out by reason.
+
+    Archives may be packed with './' or '/' at the front, or by Windows.
+    """
+    kept: dict[str, str] = {}
+    left_out: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+        member = "/".join(parts) + "/" * name.endswith(("/", "\\"))
+        if parts and (reason := _why_not(member)):
+            left_out[reason].append(member)
+        elif parts and not member.endswith("/") and member in kept:
+            left_out["files whose path comes twice in the archive"].append(member)
+        elif parts:
+            kept[member] = name
+    return dict(sorted(kept.items())), dict(left_out)
 
 
 class Folder:
@@ -97,27 +126,47 @@ class Folder:
         self.path = path
 
     @functools.cached_property
-    def _status(self) -> dict[str, os.stat_result | None]:
-        """Each member's status; None for folders."""
+    def _found(self) -> tuple[dict[str, os.stat_result | None], dict[str, list[str]]]:
+        """Each member's status, None for folders, and what is left out by reason."""
+        left_out: dict[str, list[str]] = defaultdict(list)
         try:
-            return dict(sorted(self._walk("")))
+            return dict(sorted(self._walk("", (os.path.realpath(self.path),), left_out))), dict(left_out)
         except OSError as error:
             raise DataError(f"cannot list {self.path}: {error}") from error
 
-    def _walk(self, below: str) -> Iterator[tuple[str, os.stat_result | None]]:
+    def _walk(
+        self, below: str, above: tuple[str, ...], left_out: dict[str, list[str]]
+    ) -> Iterator[tuple[str, os.stat_result | None]]:
         with os.scandir(self.path / below) as entries:
             for entry in entries:
                 member = below + entry.name + ("/" if entry.is_dir() else "")
-                if not _is_kept(member):
-                    continue
-                yield member, None if entry.is_dir() else entry.stat()
-                if entry.is_dir():
-                    yield from self._walk(member)
+                reason = _why_not(member)
+                place = os.path.realpath(entry.path) if entry.is_dir() and entry.is_symlink() else entry.path
+                if place in above:
+                    reason = "links to a folder above"
+                elif not os.path.exists(entry.path):
+                    reason = "links to nothing"
+                if reason:
+                    left_out[reason].append(member)
+                elif entry.is_dir():
+                    yield member, None
+                    yield from self._walk(member, (*above, place), left_out)
+                else:
+                    yield member, entry.stat()
+
+    @property
+    def _status(self) -> dict[str, os.stat_result | None]:
+        return self._found[0]
 
     @property
     def members(self) -> list[str]:
         """See `Tree`."""
         return list(self._status)
+
+    @property
+    def left_out(self) -> Mapping[str, Sequence[str]]:
+        """See `Tree`."""
+        return self._found[1]
 
     def stamp(self) -> dict[str, Any]:
         """One stamp for all files, which changes if one is added, removed or changed."""
@@ -151,7 +200,16 @@ class Zip:
     @functools.cached_property
     def members(self) -> list[str]:
         """See `Tree`."""
-        return sorted(filter(_is_kept, self._zip.namelist()))
+        return list(self._sifted[0])
+
+    @property
+    def left_out(self) -> Mapping[str, Sequence[str]]:
+        """See `Tree`."""
+        return self._sifted[1]
+
+    @functools.cached_property
+    def _sifted(self) -> tuple[dict[str, str], dict[str, list[str]]]:
+        return _sifted(self._zip.namelist())
 
     def stamp(self) -> dict[str, Any]:
         """The archive's name, size and time of change."""
@@ -160,7 +218,7 @@ class Zip:
     def read(self, member: str) -> bytes:
         """See `Tree`."""
         try:
-            return self._zip.read(member)
+            return self._zip.read(self._sifted[0].get(member, member))
         except (*_DAMAGE, KeyError, RuntimeError) as error:  # RuntimeError: encrypted
             raise _damaged(f"{member} in {self.path}", error) from error
 
@@ -200,7 +258,16 @@ class Tar:
     @functools.cached_property
     def members(self) -> list[str]:
         """See `Tree`."""
-        return sorted(filter(_is_kept, self._infos[1]))
+        return list(self._sifted[0])
+
+    @property
+    def left_out(self) -> Mapping[str, Sequence[str]]:
+        """See `Tree`."""
+        return self._sifted[1]
+
+    @functools.cached_property
+    def _sifted(self) -> tuple[dict[str, str], dict[str, list[str]]]:
+        return _sifted(self._infos[1])
 
     def stamp(self) -> dict[str, Any]:
         """The archive's name, size and time of change."""
@@ -210,9 +277,10 @@ class Tar:
         """See `Tree`."""
         archive, infos = self._infos
         try:
+            info = infos[self._sifted[0].get(member, member)]
             with self._lock:
-                content = archive.extractfile(infos[member]).read()
-            if len(content) != infos[member].size:
+                content = archive.extractfile(info).read()
+            if len(content) != info.size:
                 raise EOFError("truncated")
         except (*_DAMAGE, KeyError) as error:
             raise _damaged(f"{member} in {self.path}", error) from error

@@ -16,10 +16,12 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from maml_jax.data import images, safe_pickle
+from maml_jax.data import images, pixels, safe_pickle
+from maml_jax.data.account import Account
 from maml_jax.data.source import SPLITS, ClassImages
 from maml_jax.errors import DataError
 
+NUMBERED = "pairs of splits whose classes have only numbers for names, so that nothing tells whether they share some"
 _LABEL_KEYS = ("labels", "label_specific")  # of tiered-ImageNet
 _WORDNET = re.compile(r"n\d{8}")
 _CHUNK = 1 << 24  # bytes
@@ -57,12 +59,15 @@ class ArraySplits:
       read: reads a split.
       origins: the file that each split is read from, for messages.
       image_size: side of the images in pixels, to which others are resized.
+      account: told of splits that may share classes, for all that their numbers tell.
     """
 
-    def __init__(self, read: Callable[[str], Labelled], origins: Mapping[str, Path], image_size: int):
+    def __init__(self, read: Callable[[str], Labelled], origins: Mapping[str, Path], image_size: int, account: Account):
         self._read_split = read
         self._origins = origins
         self._image_size = image_size
+        self._account = account
+        self._numbers: dict[str, set[int]] = {}
         self._held: tuple[str, Labelled] | None = None
 
     def classes_of(self, split: str) -> list[ClassImages]:
@@ -71,6 +76,8 @@ class ArraySplits:
         origin = str(self._origins[split])
         # Without names, the split is part of them because some files number the classes of every split from 0.
         named = set(labels.tolist()) <= names.keys()
+        if not named:
+            self._note(split, set(labels.tolist()))
         counted = zip(*(x.tolist() for x in np.unique(labels, return_counts=True)), strict=True)
         return [
             ClassImages(
@@ -81,6 +88,13 @@ class ArraySplits:
             )
             for label, count in counted
         ]
+
+    def _note(self, split: str, numbers: set[int]) -> None:
+        """Notes splits that count their classes from the same number: whether they share some, nothing tells."""
+        others = [other for other, known in self._numbers.items() if other != split and known & numbers]
+        if split not in self._numbers:
+            self._account.notes.add(NUMBERED, [f"{other} and {split}" for other in others])
+        self._numbers[split] = numbers
 
     def _load(self, split: str, label: int) -> np.ndarray:
         take, labels, _ = self._read(split)
@@ -154,7 +168,7 @@ def read_encoded(file: Path, labels_file: Path) -> Labelled:
     labels, names = _read_labels(labels_file, len(encoded), file)
 
     def decode(place: int) -> np.ndarray:
-        return np.asarray(images.decode(bytes(encoded[place]), "RGB", f"{place} of {file}"))
+        return np.asarray(pixels.decode(bytes(encoded[place]), "RGB", f"{place} of {file}"))
 
     def take(places: np.ndarray) -> np.ndarray:
         decoded = [decode(place) for place in places]

@@ -7,10 +7,13 @@ from typing import Any
 import platformdirs
 
 from maml_jax.data import store
+from maml_jax.data.account import in_words
 from maml_jax.data.dataset import DataSettings
 from maml_jax.data.sets import data_set, make_source
+from maml_jax.data.source import Source
 from maml_jax.data.store import ClassStore
 from maml_jax.errors import DataError
+from maml_jax.progress import say
 
 
 def default_cache_dir() -> Path:
@@ -32,7 +35,17 @@ def build_store(settings: DataSettings, progress: bool = True) -> Path:
       ConfigError: if a setting is unusable.
       DataError: if the raw files or the store are missing or damaged.
     """
-    return store.build(make_source(settings, progress), _stores_dir(settings), progress)
+    return _build(settings, progress)[0]
+
+
+def _build(settings: DataSettings, progress: bool) -> tuple[Path, Source]:
+    source = make_source(settings, progress)
+    return store.build(source, _stores_dir(settings), progress), source
+
+
+def _account(path: Path, source: Source) -> dict[str, Any]:
+    """What the store says of its source; the rule of the split even if it was built before stores did."""
+    return {"left_out": {}, "notes": {}, **source.account.to_json(), **store.account(path)}
 
 
 def _stores_dir(settings: DataSettings) -> Path:
@@ -40,7 +53,7 @@ def _stores_dir(settings: DataSettings) -> Path:
 
 
 def open_stores(settings: DataSettings, progress: bool = True) -> dict[str, ClassStore]:
-    """Opens the stores of all splits of a data set; builds them the first time.
+    """Opens the stores of all splits of a data set; builds them the first time. Says which rule made the split.
 
     Arguments and errors are those of `build_store`.
 
@@ -50,8 +63,16 @@ def open_stores(settings: DataSettings, progress: bool = True) -> dict[str, Clas
     """
     if data_set(settings.name).tasks:
         return {}
-    path = build_store(settings, progress)
+    path, source = _build(settings, progress)
+    if progress:
+        _say(settings.name, _account(path, source))
     return {split: store.open_store(path, split) for split in store.split_names(path)}
+
+
+def _say(name: str, account: dict[str, Any]) -> None:
+    say(f"{name}: the split is {account['split_rule']}")
+    for line in in_words(account["left_out"]):
+        say(f"{name}: left out {line}")
 
 
 def prepare(settings: DataSettings, progress: bool = True, check: bool = False) -> dict[str, Any]:
@@ -65,14 +86,17 @@ def prepare(settings: DataSettings, progress: bool = True, check: bool = False) 
     Returns:
       `name`, `path`, `image_shape`, `terms` (origin and terms of use) and `splits`: for each split the number of
       `classes`, of `images` and of `bytes`, per channel `mean` and `std` of the pixels, scaled to [0, 1], and the
-      number of `published` classes, None if there is no telling.
+      number of `published` classes, None if there is no telling; `split_rule`, what follows 'the split is'; and
+      `left_out` and `notes`, by reason the `count` and a few `examples` of what the store does not have and of what is
+      to be known of it (see `account.in_words`).
     """
     if check:
-        path = store.folder_of(make_source(settings, progress), _stores_dir(settings))
+        source = make_source(settings, progress)
+        path = store.folder_of(source, _stores_dir(settings))
         if not path.exists():
             raise DataError(f"there is no store {path} yet; preparing the data set without a check builds it")
     else:
-        path = build_store(settings, progress)
+        path, source = _build(settings, progress)
     moments = store.verify(path, progress)
     stores = {split: store.open_store(path, split) for split in moments}
     entry = data_set(settings.name)
@@ -81,6 +105,7 @@ def prepare(settings: DataSettings, progress: bool = True, check: bool = False) 
         "path": str(path),
         "image_shape": list(next(iter(stores.values())).image_shape),
         "terms": entry.terms,
+        **_account(path, source),
         "splits": {
             split: {
                 "classes": opened.num_classes,

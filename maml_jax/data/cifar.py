@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from maml_jax.data import arrays, folder, images, safe_pickle
+from maml_jax.data.account import Account
 from maml_jax.data.archive import Tree, open_tree
 from maml_jax.data.dataset import DataSet
 from maml_jax.data.download import Download
+from maml_jax.data.images import Look
 from maml_jax.data.layout import by_last_folder
 from maml_jax.data.source import SPLITS, ClassImages, LazySplits, MissingFiles, Source, published_split, stamp
 from maml_jax.errors import DataError
@@ -55,10 +57,11 @@ def source(root: str | os.PathLike[str], name: str, image_size: int = IMAGE_SIZE
       MissingFiles: if no form is complete. That files are undamaged shows as they are read.
     """
     root = Path(root)
+    account = Account(f"that of {_CITATIONS[name]}")
     pickles = arrays.find(root, {split: (f"{_PREFIXES[name]}{split}.pickle", f"{split}.pickle") for split in SPLITS})
     if len(pickles) == len(SPLITS):
         read = functools.partial(_read_pickle, pickles, name)
-        classes_of = arrays.ArraySplits(read, pickles, image_size).classes_of
+        classes_of = arrays.ArraySplits(read, pickles, image_size, account).classes_of
         files = [stamp(file) for file in pickles.values()]
     elif tree := _find_official(root):
         classes_of = _Official(tree, name, image_size).classes_of
@@ -67,11 +70,12 @@ def source(root: str | os.PathLike[str], name: str, image_size: int = IMAGE_SIZE
         tree = folder.open_root(root, "cifar100.zip")
         listing = functools.partial(_listing, tree, name)
         fingerprint = {"version": VERSION, "files": [tree.stamp()]}
-        return folder.image_source(f"{name}-{image_size}", tree, listing, image_size, fingerprint, IMAGE_SIZE)
+        look = Look(image_size, native=IMAGE_SIZE)
+        return folder.image_source(f"{name}-{image_size}", tree, listing, look, fingerprint, account)
     else:
         raise _missing(root, name)
-    shape = (image_size, image_size, 3)
-    return Source(f"{name}-{image_size}", {"version": VERSION, "files": files}, shape, LazySplits(SPLITS, classes_of))
+    shape, fingerprint = (image_size, image_size, 3), {"version": VERSION, "files": files}
+    return Source(f"{name}-{image_size}", fingerprint, shape, LazySplits(SPLITS, classes_of), account)
 
 
 def fine_labels() -> list[str]:

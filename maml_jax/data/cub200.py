@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from maml_jax.data import folder
+from maml_jax.data.account import Account
 from maml_jax.data.archive import Tree
 from maml_jax.data.augment import IMAGENET_STATISTICS
 from maml_jax.data.dataset import DataSet
 from maml_jax.data.download import Download
+from maml_jax.data.images import Look
 from maml_jax.data.layout import by_last_folder
 from maml_jax.data.lists import listed
 from maml_jax.data.source import SPLITS, MissingFiles, Source, published_split
@@ -19,7 +21,8 @@ from maml_jax.errors import ConfigError
 
 VERSION = 1
 """Raise it with any change to the pixels, so that stores are built anew."""
-CLASS_SPLITS = ("closerlook", "feat")
+_PAPERS = {"closerlook": "'A Closer Look at Few-shot Classification'", "feat": "FEAT"}
+CLASS_SPLITS = tuple(_PAPERS)
 TERMS = (
     "Caltech-UCSD Birds-200-2011 (https://www.vision.caltech.edu/datasets/cub_200_2011/), photographs of Flickr users, "
     "who hold the rights: non-commercial research and education only; cite Wah et al. (2011), and, for the split, "
@@ -61,7 +64,8 @@ def source(root: str | os.PathLike[str], split: str = "", image_size: int = 84) 
     tree = folder.open_root(root, ARCHIVE.file)
     fingerprint = {"version": VERSION, "split": split, "files": [tree.stamp()]}
     listing = functools.partial(_feat if split == "feat" else _closerlook, tree)
-    return folder.image_source(f"cub200-{split}-{image_size}", tree, listing, image_size, fingerprint)
+    account = Account(f"that of {_PAPERS[split]}")
+    return folder.image_source(f"cub200-{split}-{image_size}", tree, listing, Look(image_size), fingerprint, account)
 
 
 def _closerlook(tree: Tree) -> Listing:

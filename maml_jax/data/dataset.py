@@ -4,11 +4,16 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from maml_jax.data.augment import Statistics
 from maml_jax.data.download import Download, fetch
-from maml_jax.data.source import MissingFiles, Source
+from maml_jax.data.source import ClassImages, LazySplits, MissingFiles, Source
 from maml_jax.episode import Tasks
 from maml_jax.errors import ConfigError, DataError
+
+_CHANNELS = ("auto", "1", "3")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +28,10 @@ class DataSettings:
       image_size: side of the stored images in pixels.
       split: which split of the classes, where there is a choice; '' is the data set's own.
       split_seed: of random splits.
+      channels: of the stored images, 1 for grey or 3 for colour; 'auto' is what the data set has.
+      background: colour that transparent pixels are laid on.
+      class_depth: how many folders make up a class of the data set 'folder'; 0 is what is plain.
+      skip_small: classes with fewer images are left out.
     """
 
     name: str
@@ -32,6 +41,10 @@ class DataSettings:
     image_size: int = 28
     split: str = ""
     split_seed: int = 0
+    channels: int | str = "auto"
+    background: str = "white"
+    class_depth: int = 0
+    skip_small: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +91,13 @@ def source_of(data_set: DataSet, settings: DataSettings, progress: bool = True) 
         raise ConfigError(f"data.image_size is {settings.image_size}; it must be at least 1 pixel")
     if settings.split_seed < 0:
         raise ConfigError(f"data.split_seed is {settings.split_seed}; it must not be negative")
+    if str(settings.channels) not in _CHANNELS:
+        raise ConfigError(f"data.channels is {settings.channels!r}; choose auto, 1 or 3")
+    return _with_channels(_without_small(_found(data_set, settings, progress), settings), settings)
+
+
+def _found(data_set: DataSet, settings: DataSettings, progress: bool) -> Source:
+    """The source of a data set as it is; downloads its raw files if they are missing and can be had."""
     root = Path(settings.dir or Path("datasets") / (data_set.folder or data_set.name)).expanduser()
     try:
         return data_set.source(settings, root)
@@ -90,3 +110,48 @@ def source_of(data_set: DataSet, settings: DataSettings, progress: bool = True) 
         except DataError as error:
             raise MissingFiles(f"{missing.facts} ({error.facts})", missing.settings) from error
     return data_set.source(settings, root)
+
+
+def _without_small(source: Source, settings: DataSettings) -> Source:
+    """The source without classes of fewer images than `skip_small`."""
+    least = int(settings.skip_small)
+    if least < 2:
+        return source
+
+    def classes_of(split: str) -> list[ClassImages]:
+        classes = source.splits[split]
+        small = [f"{c.name} ({split}, {c.count})" for c in classes if c.count < least]
+        source.account.left_out.add(f"classes of fewer than {least} images", small)
+        if len(small) == len(classes):
+            raise DataError(f"every class of split '{split}' of {source.name} has fewer than {least} images")
+        return [c for c in classes if c.count >= least]
+
+    fingerprint = {**source.fingerprint, "skip_small": least}
+    return dataclasses.replace(source, fingerprint=fingerprint, splits=LazySplits(lambda: source.splits, classes_of))
+
+
+def _with_channels(source: Source, settings: DataSettings) -> Source:
+    """The source in grey or colour as asked for, if it is in the other."""
+    wanted, (height, width, channels) = settings.channels, source.image_shape
+    if wanted == "auto" or int(wanted) == channels:
+        return source
+    convert = _to_grey if int(wanted) == 1 else _to_color
+
+    def classes_of(split: str) -> list[ClassImages]:
+        return [dataclasses.replace(c, load=lambda c=c: convert(c.load())) for c in source.splits[split]]
+
+    return dataclasses.replace(
+        source,
+        fingerprint={**source.fingerprint, "channels": int(wanted)},
+        image_shape=(height, width, int(wanted)),
+        splits=LazySplits(lambda: source.splits, classes_of),
+    )
+
+
+def _to_grey(images: np.ndarray) -> np.ndarray:
+    """Grey of colour images as Pillow makes it."""
+    return np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in images])[..., None]
+
+
+def _to_color(images: np.ndarray) -> np.ndarray:
+    return np.repeat(images, 3, axis=-1)

@@ -11,6 +11,7 @@ import functools
 
 import numpy as np
 
+from maml_jax.data.account import Account
 from maml_jax.data.dataset import DataSet
 from maml_jax.data.source import ClassImages, Source
 
@@ -58,6 +59,7 @@ def source(image_size: int = 28, classes: int = 1200, images_per_class: int = 20
         fingerprint={"version": VERSION, "classes": classes, "images_per_class": images_per_class, "seed": seed},
         image_shape=(image_size, image_size, 1),
         splits=splits,
+        account=Account("drawn with the characters: nine twelfths, one and two of them"),
     )
 
 

@@ -1,57 +1,36 @@
-"""Decoding of image files."""
+"""Classes of image files, decoded and brought to one size."""
 
+import dataclasses
 import functools
-import io
 import os
-import struct
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
 
+from maml_jax.data import pixels
+from maml_jax.data.account import Account
 from maml_jax.data.archive import Tree
 from maml_jax.data.source import ClassImages
 from maml_jax.errors import DataError
 
-_MODES = {1: "L", 3: "RGB"}
-"""Pillow's mode for a number of channels."""
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
-"""Those of `archive.IMAGE_SUFFIXES`. Pillow goes by the content, and runs programs for some formats, such as EPS."""
-_DEEP_MODES = ("I", "F")
-"""How the modes begin whose pixels have more than 8 bits: converting them would cut them off at 255."""
 
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What image files are made into.
 
-def decode(content: bytes, mode: str, origin: str) -> Image.Image:
-    """Decodes an image file.
-
-    Args:
-      content: the file's bytes, in one of `_FORMATS`.
-      mode: Pillow's mode to convert to: 'L' for grey, 'RGB' for colour.
-      origin: name of the file, for messages.
-
-    Raises:
-      DataError: if the file is damaged, no image, or has more than 8 bits per channel.
+    Attributes:
+      size: side of the images in pixels, to which others are resized.
+      channels: 3 for colour, 1 for grey; 0: grey if all images are, else colour.
+      background: red, green and blue that transparent pixels are laid on.
+      native: if not 0, the side that every image must come with.
     """
-    try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-            if not image.mode.startswith(_DEEP_MODES):
-                return image.convert(mode)
-    except Image.UnidentifiedImageError as error:
-        raise DataError(f"cannot read the image {origin}: it is none of {', '.join(_FORMATS)}") from error
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
-        # Pillow has no one exception for damage: a broken PNG chunk, for one, is a SyntaxError.
-        raise DataError(f"cannot read the image {origin}: {error}") from error
-    raise DataError(f"cannot read the image {origin}: it has more than 8 bits per channel")
+
+    size: int
+    channels: int = 3
+    background: tuple[int, int, int] = pixels.WHITE
+    native: int = 0
 
 
 def to_square(image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BILINEAR) -> np.ndarray:
@@ -69,36 +48,36 @@ def resize_all(images: np.ndarray, size: int) -> np.ndarray:
     """Resizes uint8 `[images, height, width, channels]`, of 1 or 3 channels, as `to_square` does."""
     if images.shape[1:3] == (size, size):
         return images
-    mode = _MODES[images.shape[-1]]
+    mode = pixels.MODES[images.shape[-1]]
     squares = (to_square(Image.fromarray(image.squeeze() if mode == "L" else image), size) for image in images)
     return np.stack(list(squares))
 
 
-def class_images(
-    tree: Tree, name: str, members: Sequence[str], size: int, native: int = 0, channels: int = 3
-) -> ClassImages:
+def class_images(tree: Tree, name: str, members: Sequence[str], look: Look, account: Account) -> ClassImages:
     """A class whose images are members of a tree.
 
     Args:
       tree: where they are.
       name: name of the class.
       members: their paths.
-      size: side of the images in pixels, to which others are resized.
-      native: if not 0, the side that every image must come with.
-      channels: 3 to convert to RGB, 1 to convert to grey.
+      look: what they are made into.
+      account: told of images that are changed to be shown as a viewer shows them.
     """
-    load = functools.partial(_load, tree, members, size, native, channels)
-    return ClassImages(name, len(members), load, str(tree.path))
+    return ClassImages(name, len(members), functools.partial(_load, tree, members, look, account), str(tree.path))
 
 
-def _load(tree: Tree, members: Sequence[str], size: int, native: int, channels: int) -> np.ndarray:
+def _load(tree: Tree, members: Sequence[str], look: Look, account: Account) -> np.ndarray:
     def one(member: str) -> np.ndarray:
         origin = f"{member} in {tree.path}"
-        image = decode(tree.read(member), _MODES[channels], origin)
-        if native and image.size != (native, native):
+
+        def remark(reason: str) -> None:
+            account.notes.add(reason, [member])
+
+        image = pixels.decode(tree.read(member), pixels.MODES[look.channels], origin, look.background, remark)
+        if look.native and image.size != (look.native, look.native):
             width, height = image.size
-            raise DataError(f"the image {origin} is {width} x {height} pixels, expected {native} x {native}")
-        return to_square(image, size)
+            raise DataError(f"the image {origin} is {width} x {height} pixels, expected {look.native} x {look.native}")
+        return to_square(image, look.size)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without Python's lock
         return np.stack(list(pool.map(one, members)))

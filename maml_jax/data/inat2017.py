@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 from maml_jax.data import folder
+from maml_jax.data.account import Account
 from maml_jax.data.archive import Folder
 from maml_jax.data.dataset import DataSet
+from maml_jax.data.images import Look
 from maml_jax.data.lists import listed
 from maml_jax.data.source import MissingFiles, Source
 
@@ -42,9 +44,8 @@ def source(root: str | os.PathLike[str], image_size: int = 84) -> Source:
             "test.csv of lines 'path,label' (https://github.com/daviswer/fewshotlocal makes them)",
             {"data.dir": "FOLDER"},
         )
-    return folder.image_source(
-        f"inat2017-{image_size}", tree, lambda: listing, image_size, {"version": VERSION, "files": [tree.stamp()]}
-    )
+    fingerprint, account = {"version": VERSION, "files": [tree.stamp()]}, Account("as the lists have it")
+    return folder.image_source(f"inat2017-{image_size}", tree, lambda: listing, Look(image_size), fingerprint, account)
 
 
 DATA_SET = DataSet(

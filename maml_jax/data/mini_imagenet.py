@@ -4,15 +4,16 @@ Read in the forms in which it is handed around: three pickles, the split's three
 folder of class folders for each split.
 """
 
-import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from maml_jax.data import arrays, folder
+from maml_jax.data.account import Account
 from maml_jax.data.archive import Folder
 from maml_jax.data.augment import IMAGENET_STATISTICS
 from maml_jax.data.dataset import DataSet
+from maml_jax.data.images import Look
 from maml_jax.data.layout import split_folders
 from maml_jax.data.lists import listed
 from maml_jax.data.source import SPLITS, LazySplits, MissingFiles, Source, stamp
@@ -54,20 +55,18 @@ def source(root: str | os.PathLike[str], image_size: int = 84) -> Source:
     """
     root = Path(root)
     name, shape = f"mini_imagenet-{image_size}", (image_size, image_size, 3)
+    account = Account("Ravi and Larochelle's, as the files have it")
     pickles = arrays.find(root, _PICKLES)
     if len(pickles) == len(SPLITS):
-        splits = arrays.ArraySplits(lambda split: arrays.read_pickle(pickles[split]), pickles, image_size)
+        splits = arrays.ArraySplits(lambda split: arrays.read_pickle(pickles[split]), pickles, image_size, account)
         fingerprint = {"version": VERSION, "files": [stamp(file) for file in pickles.values()]}
-        return Source(name, fingerprint, shape, LazySplits(SPLITS, splits.classes_of))
+        return Source(name, fingerprint, shape, LazySplits(SPLITS, splits.classes_of), account)
     tree = Folder(root)
     if root.is_dir():
-        for form in (
-            functools.partial(listed, tree, ("", "ravi_")),
-            functools.partial(split_folders, tree),
-        ):
-            if len(listing := form()) == len(SPLITS):
+        for form in (listed, split_folders):
+            if len(listing := form(tree)) == len(SPLITS):
                 fingerprint = {"version": VERSION, "files": [tree.stamp()]}
-                return folder.image_source(name, tree, lambda: listing, image_size, fingerprint)
+                return folder.image_source(name, tree, lambda: listing, Look(image_size), fingerprint, account)
     raise _missing(root, pickles)
 
 

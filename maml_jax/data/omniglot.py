@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from maml_jax.data import images
+from maml_jax.data import images, pixels
+from maml_jax.data.account import Account
 from maml_jax.data.archive import Folder, Tree, Zip
 from maml_jax.data.dataset import DataSet
 from maml_jax.data.download import Download
@@ -85,7 +86,8 @@ def source(root: str | os.PathLike[str], split: str = "", image_size: int = 28, 
     if split == "random":
         fingerprint["seed"] = seed
     shape = (image_size, image_size, 1)
-    return Source(f"omniglot-{split}-{image_size}", fingerprint, shape, LazySplits(SPLITS, classes_of))
+    account = Account("that of Matching Networks" if split == "vinyals" else f"drawn at random with seed {seed}")
+    return Source(f"omniglot-{split}-{image_size}", fingerprint, shape, LazySplits(SPLITS, classes_of), account)
 
 
 def vinyals_split() -> dict[str, list[str]]:
@@ -149,7 +151,7 @@ def _class_images(name: str, part: Tree, members: list[str], size: int) -> Class
 
 def _image(part: Tree, member: str, size: int) -> np.ndarray:
     """One image, inverted so that ink is bright: uint8 `[size, size, 1]`."""
-    image = images.decode(part.read(member), "L", f"{member} in {part.path}")
+    image = pixels.decode(part.read(member), "L", f"{member} in {part.path}")
     return 255 - images.to_square(image, size, Image.Resampling.LANCZOS)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from maml_jax.data.account import Account
 from maml_jax.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -89,14 +90,25 @@ class Source:
     Attributes:
       name: name of the data set and its variant, such as 'omniglot-vinyals-28'.
       fingerprint: all that the pixels depend on, as JSON: settings, the builder's version, the files' sizes and times.
-      image_shape: height, width and channels of every image.
+      image_shape: height, width and channels of every image; 0 channels are found out as a store is built.
       splits: classes by split, in the order in which a store keeps them. A split may be lacking.
+      account: what became of all that was found; complete once the images were read.
+      find_channels: finds out the channels, where those are 0.
+      shared: whether splits share classes, and differ in their images.
     """
 
     name: str
     fingerprint: Mapping[str, Any]
     image_shape: tuple[int, int, int]
     splits: Mapping[str, Sequence[ClassImages]]
+    account: Account = dataclasses.field(default_factory=Account)
+    find_channels: Callable[[], int] | None = None
+    shared: bool = False
+
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of every image."""
+        height, width, channels = self.image_shape
+        return height, width, channels or self.find_channels()
 
     def digest(self) -> str:
         """12 hexadecimal digits that change with the name, the fingerprint or the image shape."""
@@ -118,11 +130,15 @@ class Source:
             classes = self.splits[split]
             if not classes:
                 raise DataError(f"split '{split}' of {self.name} has no classes")
+            names: set[str] = set()
             for c in classes:
                 if c.count < 1:
                     raise DataError(f"{c} has no images")
-                if c.name in split_of:
+                if split_of.get(c.name, split) != split and not self.shared:
                     raise DataError(f"{c} is in split '{split_of[c.name]}' and again in split '{split}'")
+                if c.name in names:
+                    raise DataError(f"{c} is in split '{split}' and again in split '{split}'")
+                names.add(c.name)
                 split_of[c.name] = split
             yield split, classes
 

@@ -144,6 +144,16 @@ def split_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     return tuple(_read_manifest(Path(path))["splits"])
 
 
+def account(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the store at `path` keeps of its source's `Account`; nothing if it was built before stores did.
+
+    Raises:
+      DataError: if it is damaged.
+    """
+    kept = _read_manifest(Path(path)).get("account", {})
+    return kept if isinstance(kept, dict) else {}
+
+
 class Moments(NamedTuple):
     """Mean and standard deviation of the pixels per channel, float64 `[channels]`, in units of [0, 255]."""
 
@@ -197,11 +207,11 @@ def _read_images(file: Path, shape: tuple[int, ...], label: str, progress: bool)
 
 def _write_store(source: Source, folder: Path, progress: bool) -> None:
     """Writes all splits and, last, the manifest."""
-    entries = {}
+    entries, shape = {}, source.shape()
     for split, classes in source.checked_splits():
         tracked = track(classes, f"building {source.name}: {split}", "classes", progress)
         with contextlib.closing(tracked):
-            digest = _write_images(tracked, sum(c.count for c in classes), source.image_shape, folder / f"{split}.npy")
+            digest = _write_images(tracked, sum(c.count for c in classes), shape, folder / f"{split}.npy")
         entries[split] = {
             "classes": [c.name for c in classes],
             "counts": [c.count for c in classes],
@@ -211,9 +221,10 @@ def _write_store(source: Source, folder: Path, progress: bool) -> None:
     manifest = {
         "format": FORMAT,
         "name": source.name,
-        "image_shape": list(source.image_shape),
+        "image_shape": list(shape),
         "fingerprint": dict(source.fingerprint),
         "splits": entries,
+        "account": source.account.to_json(),
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 

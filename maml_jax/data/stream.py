@@ -9,7 +9,6 @@ augmentation on, happens in the compiled call with the same keys: the tasks are 
 import dataclasses
 import functools
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
@@ -19,7 +18,7 @@ from maml_jax.data.sampler import ImageTasks, TaskDraw, TaskSpec, draw_task, fin
 from maml_jax.data.store import ClassStore
 from maml_jax.episode import Episode, Tasks
 from maml_jax.errors import ConfigError
-from maml_jax.parallel import replicate
+from maml_jax.parallel import device_memory, replicate
 from maml_jax.progress import say
 
 _CHUNK_BYTES = 32 * 2**20  # more chunks in flight rather than larger ones: the first is there sooner
@@ -109,7 +108,7 @@ def place(
     Raises:
       ConfigError: they are to be on the device, and are larger than its memory.
     """
-    size, memory = sum(store.nbytes for store in stores.values()), _device_memory()
+    size, memory = sum(store.nbytes for store in stores.values()), device_memory()
     if placement == "device" and size > memory:
         raise ConfigError(
             f"data.placement='device', but the {' and '.join(stores)} images take {size / 2**30:.1f} GiB and the "
@@ -123,14 +122,6 @@ def place(
         }
     say(f"the {' and '.join(stores)} images ({size / 2**30:.2f} GiB) stay on the host and are streamed")
     return {split: HostTasks(specs[split], store) for split, store in stores.items()}
-
-
-def _device_memory() -> int:
-    """Bytes that each device offers; those that a CPU is made of share the machine's."""
-    devices = jax.local_devices()
-    statistics = devices[0].memory_stats() or {}
-    shared = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
-    return statistics.get("bytes_limit") or shared
 
 
 class Feed:

@@ -10,18 +10,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grain.experimental import TFRecordIterDataset
-
-from maml_jax.data import folder
+from maml_jax.data import folder, pixels
+from maml_jax.data.account import Account
 from maml_jax.data.dataset import DataSet
+from maml_jax.data.images import Look
 from maml_jax.data.source import Source, stamp
-from maml_jax.data.split import JsonSplit, Listing, random_split
+from maml_jax.data.split import JsonSplit, Listing, check_name, images_split, random_split
 from maml_jax.errors import ConfigError, DataError
 
 PREFIX = "tfds:"
 VERSION = 1
 """Raise it with any change to the pixels, so that stores are built anew."""
 TERMS = "From tensorflow-datasets; its catalogue (https://www.tensorflow.org/datasets/catalog) names origin and terms."
+_CHANNELS = {1: 1, 2: 1, 3: 3, 4: 3}
+"""Of the stored images, by those of the data set's, of which the even ones have transparency."""
 _SPLITS = {"train": "train", "validation": "val", "val": "val", "test": "test"}
 
 
@@ -32,6 +34,7 @@ def source(
     split: str = "",
     seed: int = 0,
     download: bool = False,
+    background: tuple[int, int, int] = pixels.WHITE,
 ) -> Source:
     """A data set of tensorflow-datasets: uint8 `[images, size, size, channels]` per class, sorted by label.
 
@@ -44,34 +47,45 @@ def source(
         array_record and tfrecord can be read.
       image_size: side of the images in pixels, to which they are resized, bilinearly with antialiasing.
       split: '' for the above and else 64, 16 and 20 % of the classes, drawn by `seed`; 'random' for these in any case;
-        or a JSON file of the classes of each split.
+        'images' for splits that share classes, its own if it has several of the usual names; or a JSON file of the
+        classes of each split.
       seed: of the random split.
       download: whether to download and prepare it if it is not there. Many of its data sets need TensorFlow for that.
+      background: red, green and blue that transparent pixels are laid on.
 
     Raises:
       ConfigError: if the package is not installed, or there is no such data set or split.
       DataError: if it is not prepared, or no image classification data set.
     """
-    if split not in ("", "random") and not split.endswith(".json"):
-        raise ConfigError(f"data.split is '{split}'; choose random or a .json file, or '' for the data set's own")
+    check_name(split)
     builder = _builder(name, data_dir, download)
     examples = _Examples(builder)
     chosen = JsonSplit(Path(split)) if split.endswith(".json") else None
 
+    account = Account()
+
     def listing() -> Listing:
         by_split = examples.by_split()
+        known = set(by_split) <= set(_SPLITS) and len(by_split) > 1
         if chosen:
+            account.rule = f"as {split} has it"
             return chosen.pick(_merged(by_split))
+        if split == "images" and not known:
+            account.rule = f"drawn at random with seed {seed}: 64, 16 and 20 % of the images of every class"
+            return images_split(_merged(by_split), seed, examples)
         together = sum(map(len, by_split.values())) > len(_merged(by_split))
-        if split == "random" or together or not set(by_split) <= set(_SPLITS) or len(by_split) < 2:
+        if split == "random" or not known or (together and split != "images"):
+            account.rule = f"drawn at random with seed {seed}: 64, 16 and 20 % of all classes"
             return random_split(_merged(by_split), seed, examples)
+        account.rule = "the data set's own"
         return {_SPLITS[own]: classes for own, classes in by_split.items()}
 
     files = [examples.stamp(), *([chosen.stamp()] if chosen else [])]
     fingerprint = {"version": VERSION, "name": builder.info.full_name, "split": split, "seed": seed, "files": files}
     safe_name = name.replace("/", "-").replace(":", "-")
+    look = Look(image_size, examples.channels, background)
     return folder.image_source(
-        f"tfds-{safe_name}-{image_size}", examples, listing, image_size, fingerprint, channels=examples.channels
+        f"tfds-{safe_name}-{image_size}", examples, listing, look, fingerprint, account, split == "images"
     )
 
 
@@ -126,9 +140,11 @@ class _Examples:
         self._image = _only(features, tfds.features.Image, self._info)
         self._label = _only(features, tfds.features.ClassLabel, self._info)
         self._decoders = {key: tfds.decode.SkipDecoding() for key in features if key != self._label}
-        self.channels = features[self._image].shape[-1] or 3
-        if self.channels not in (1, 3):
-            raise DataError(f"{self._info.full_name} has images of {self.channels} channels; 1 or 3 can be read")
+        with_alpha = features[self._image].shape[-1] or 3
+        if with_alpha not in _CHANNELS:
+            raise DataError(f"{self._info.full_name} has images of {with_alpha} channels; 1 to 4 can be read")
+        self.channels = _CHANNELS[with_alpha]
+        self.left_out: dict[str, list[str]] = {}
 
     @functools.cached_property
     def _records(self) -> Mapping[str, Sequence[bytes]]:
@@ -170,6 +186,9 @@ class _Examples:
                 label = int(self._example(split, i)[self._label])
                 if label >= 0:
                     classes[label].append(f"{split}/{i}")
+            unlabelled = len(records) - sum(map(len, classes.values()))
+            reason = f"examples of '{split}' without a label"
+            self.left_out |= {reason: [f"{split}/?"] * unlabelled} if unlabelled else {}
             if classes:
                 found[split] = {name_of(label): classes[label] for label in sorted(classes)}
         return found
@@ -202,6 +221,12 @@ def _merged(by_split: dict[str, dict[str, list[str]]]) -> dict[str, list[str]]:
     return dict(merged)
 
 
+def _records(file: str) -> Iterator[bytes]:
+    from grain.experimental import TFRecordIterDataset  # takes a second to load, which no other data set needs
+
+    return iter(TFRecordIterDataset(file))
+
+
 class _TFRecords(Sequence[bytes]):
     """The records of a split in TFRecord files: read whole once, for their checksums, and then one by one.
 
@@ -225,7 +250,7 @@ class _TFRecords(Sequence[bytes]):
         """Yields where each record begins."""
         import google_crc32c
 
-        records = iter(TFRecordIterDataset(file))
+        records = _records(file)
         with open(file, "rb") as raw:
             while True:
                 start = records.get_state()["reader_offset"]
@@ -247,7 +272,7 @@ class _TFRecords(Sequence[bytes]):
 
     def __getitem__(self, i: int) -> bytes:
         file, place = self._places[i]
-        records = iter(TFRecordIterDataset(file))
+        records = _records(file)
         records.set_state({"reader_offset": place})
         return next(records)
 
@@ -263,6 +288,7 @@ def data_set(name: str) -> DataSet:
             data.split,
             data.split_seed,
             data.download,
+            pixels.color(data.background),
         ),
         TERMS,
     )

@@ -8,8 +8,10 @@ import os
 from pathlib import Path
 
 from maml_jax.data import arrays, folder
+from maml_jax.data.account import Account
 from maml_jax.data.archive import Folder
 from maml_jax.data.dataset import DataSet
+from maml_jax.data.images import Look
 from maml_jax.data.layout import class_folders, split_folders
 from maml_jax.data.source import SPLITS, LazySplits, MissingFiles, Source, published_split, stamp
 
@@ -40,23 +42,24 @@ def source(root: str | os.PathLike[str], image_size: int = 84) -> Source:
     """
     root = Path(root)
     name, shape = f"tiered_imagenet-{image_size}", (image_size, image_size, 3)
+    account = Account("Ren et al.'s, as the files have it")
     labels = arrays.find(root, {split: [f"{split}_labels.pkl"] for split in SPLITS})
     for suffix, read in _FORMS:
         files = arrays.find(root, {split: [f"{split}{suffix}"] for split in SPLITS})
         if len(files) == len(labels) == len(SPLITS):
-            splits = arrays.ArraySplits(lambda split: read(files[split], labels[split]), files, image_size)  # noqa: B023
+            read_split = lambda split: read(files[split], labels[split])  # noqa: B023, E731
+            splits = arrays.ArraySplits(read_split, files, image_size, account)
             fingerprint = {"version": VERSION, "files": [stamp(file) for file in (*files.values(), *labels.values())]}
-            return Source(name, fingerprint, shape, LazySplits(SPLITS, splits.classes_of))
+            return Source(name, fingerprint, shape, LazySplits(SPLITS, splits.classes_of), account)
     if root.is_dir():
         tree = Folder(root)
         listing = split_folders(tree)
         if len(listing) < len(SPLITS):
-            classes, names = class_folders(tree), published_split("tiered_imagenet")
+            classes, names = class_folders(tree, depth=1), published_split("tiered_imagenet")
             listing = {split: {n: classes[n] for n in names[split] if n in classes} for split in SPLITS}
         if all(listing.values()):
-            return folder.image_source(
-                name, tree, lambda: listing, image_size, {"version": VERSION, "files": [tree.stamp()]}
-            )
+            fingerprint = {"version": VERSION, "files": [tree.stamp()]}
+            return folder.image_source(name, tree, lambda: listing, Look(image_size), fingerprint, account)
     raise MissingFiles(
         f"tiered-ImageNet is not complete in {root.absolute()}: it needs {{train,val,test}}_labels.pkl with "
         "{train,val,test}_images.npz or _images_png.pkl, or class folders by WordNet number, in train/, val/ and test/ "

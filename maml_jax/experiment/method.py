@@ -1,45 +1,78 @@
 """From a configuration to the method, its learner, and the optimisers."""
 
-import jax
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
 import ml_collections
 import optax
 
-from maml_jax.meta import inner
+from maml_jax.meta.inner import InnerLoop, all_but, descent
 from maml_jax.meta.outer import Annealing, Maml, Method
 from maml_jax.meta.rates import LearnedRates
+from maml_jax.meta.reptile import Reptile
 from maml_jax.nn.classifier import Classifier
 from maml_jax.nn.encoders import encoder
 from maml_jax.nn.head import LinearHead
+from maml_jax.nn.kernels.budget import default_piece
+from maml_jax.nn.layers import Encoder
 from maml_jax.nn.loss import LOSSES
 from maml_jax.nn.model import STARTS, FlaxLearner
 from maml_jax.nn.norm import Normalization
 
 
+class MethodEntry(NamedTuple):
+    """A method that `outer.method` can name.
+
+    Attributes:
+      make: the method, of a learner, an inner loop and a configuration.
+      without: fields that say nothing to it, and so must be as they are by default.
+    """
+
+    make: Callable[[FlaxLearner, InnerLoop, ml_collections.ConfigDict], Method]
+    without: tuple[str, ...] = ()
+
+
+def _maml(learner: FlaxLearner, inner: InnerLoop, config: ml_collections.ConfigDict) -> Maml:
+    return Maml(learner, inner, config.inner.steps, Annealing(config.outer.multi_step, config.outer.first_order))
+
+
+METHODS = {
+    "maml": MethodEntry(_maml),
+    "reptile": MethodEntry(
+        lambda learner, inner, config: Reptile(learner, inner, config.inner.steps),
+        without=("inner.first_order", "inner.learn_rates", "outer.multi_step", "outer.first_order"),
+    ),
+}
+
+
 def build_method(config: ml_collections.ConfigDict, way: int) -> Method:
     """The method of `config` for a number of classes."""
-    annealing = Annealing(config.outer.multi_step, config.outer.first_order)
-    return Maml(build_learner(config, way), build_inner(config), config.inner.steps, annealing)
+    return METHODS[config.outer.method].make(build_learner(config, way), build_inner(config), config)
 
 
 def build_learner(config: ml_collections.ConfigDict, way: int) -> FlaxLearner:
     """The classifier of `config.model` for a number of classes."""
     m = config.model
     norm = Normalization.parse(m.norm, config.inner.steps)
+    network = encoder(m.encoder, m.width, norm, m.options)
     classifier = Classifier(
-        encoder(m.encoder, m.width, norm, m.options),
+        network,
         LinearHead(way, m.temperature, m.learn_temperature),
-        piece=m.piece_mib * 2**20 or default_piece(),
+        piece=m.piece_mib * 2**20 or _default_piece(config, network),
         half=m.precision == "bfloat16",
     )
     return FlaxLearner(classifier, LOSSES[m.loss], STARTS[m.head])
 
 
-def default_piece() -> int:
-    """Bytes of a layer's images at once, unless set: on a CPU what stays in its cache, and no limit (0) elsewhere."""
-    return 5 * 2**20 if jax.default_backend() == "cpu" else 0
+def _default_piece(config: ml_collections.ConfigDict, network: nn.Module) -> int:
+    if not isinstance(network, Encoder):
+        return 0
+    batch, side = max(part.way * part.query for part in (config.task, config.eval)), config.data.image_size
+    return default_piece(network, (batch, side, side, 3))
 
 
-def build_inner(config: ml_collections.ConfigDict) -> inner.InnerLoop:
+def build_inner(config: ml_collections.ConfigDict) -> InnerLoop:
     """The inner loop of `config.inner`. A temperature never adapts."""
     c = config.inner
     root = c.epsilon**2  # √(v + ε²) for √v + ε, whose derivative at v = 0 is infinite
@@ -52,9 +85,9 @@ def build_inner(config: ml_collections.ConfigDict) -> inner.InnerLoop:
     rates = None
     if c.learn_rates != "none":
         rates = LearnedRates(c.learn_rates, initial, c.steps if c.rates_per_step else 0, c.positive_rates)
-    return inner.InnerLoop(
-        optimizer=inner.descent(directions[c.optimizer](), initial, c.weight_decay),
-        is_adapted=inner.all_but("|".join(filter(None, ("^head/temperature$", c.fixed)))),
+    return InnerLoop(
+        optimizer=descent(directions[c.optimizer](), initial, c.weight_decay),
+        is_adapted=all_but("|".join(filter(None, ("^head/temperature$", c.fixed)))),
         first_order=c.first_order,
         checkpoint=c.checkpoint,
         forward_over_reverse=c.forward_over_reverse,

@@ -43,7 +43,10 @@ def build_tasks(
 def stored_data(config: ml_collections.ConfigDict) -> data.DataSettings:
     """`config.data` as the store is built from it: its `image_size` is that of the stored images."""
     settings = {field.name: config.data[field.name] for field in dataclasses.fields(data.DataSettings)}
-    return data.DataSettings(**{**settings, "image_size": config.data.stored_size or config.data.image_size})
+    settings["image_size"] = config.data.stored_size or config.data.image_size
+    needed = max(part.shot + part.query for part in (config.task, config.eval))
+    settings["skip_small"] = needed if config.data.skip_small else 0
+    return data.DataSettings(**settings)
 
 
 def _train_spec(config: ml_collections.ConfigDict) -> TaskSpec:

@@ -11,7 +11,7 @@ from maml_jax.nn.kernels.conv import conv_same
 from maml_jax.nn.kernels.pieces import Images, computed, each, lazily, measured, recomputed, settled
 from maml_jax.nn.kernels.pool import max_pool
 from maml_jax.nn.moments import at_least_float32, image_moments
-from maml_jax.nn.norm import BatchNorm, Normalization
+from maml_jax.nn.norm import Normalization
 
 __all__ = ["Conv", "ConvNorm", "Convolve", "Encoder", "computed", "each", "lazily", "max_pool", "recomputed", "settled"]
 
@@ -127,8 +127,7 @@ class ConvNorm(nn.Module):
             self.conv,
             name=self.names[0],
         )
-        mode = policy.mode("/".join((*self.path, self.names[1])))
-        return conv, BatchNorm(mode, policy.steps, name=self.names[1])
+        return conv, policy.layer((*self.path, self.names[1]))
 
     @staticmethod
     def _signs(norm, y, phase):

@@ -96,6 +96,14 @@ class Normalization:
                 return mode
         raise ConfigError(f"model.norm={str(self)!r} says nothing about {layer}; end it with a mode for all others")
 
+    def layer(self, path: tuple[str, ...]) -> "BatchNorm":
+        """Makes the layer at a place such as `('encoder', 'block1', 'norm')`; a subclass may make one of its own.
+
+        Raises:
+          ConfigError: no entry fits.
+        """
+        return BatchNorm(self.mode("/".join(path)), self.steps, name=path[-1])
+
     @property
     def uses_context(self) -> bool:
         """Whether some layer needs a context pass before a query pass."""

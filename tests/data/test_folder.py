@@ -191,18 +191,18 @@ def break_csv(root, text):
     ("damage", "message"),
     [
         (lambda root: (root / "eel").mkdir(), r"class 'eel' from .* has no images"),
-        (lambda root: break_csv(root, "ant/ant0.png\n"), r"train\.csv line 1 is 'ant/ant0\.png', expected"),
+        (lambda root: break_csv(root, "ant/ant0.png,ant\nx\n"), r"train\.csv line 2 is 'x', expected"),
         (lambda root: break_csv(root, "ant/ant7.png,ant\n"), r"train\.csv line 1 names an image .*ant/ant7\.png"),
         (lambda root: break_csv(root, "cat/cat0.png,x\n"), r"name cat/cat0\.png more than once"),
         (lambda root: break_csv(root, "ant/ant0.png,cat\n"), r"'cat' .* is in split 'train' and again in split 'val'"),
         (lambda root: break_csv(root, "path,label\n"), r"split 'train' of folder-8 has no classes"),
-        (lambda root: (root / "train.txt").write_text("eel\n"), r"train\.txt .* names the class 'eel'.*no folder"),
+        (lambda root: (root / "train.txt").write_text("eel\n"), r"train\.txt names the class 'eel'.*no folder"),
         (lambda root: (root / "splits.json").write_text("{"), r"splits\.json .* is not JSON"),
         (lambda root: (root / "splits.json").write_text('{"train": "ant"}'), r"splits\.json .* must hold"),
-        (lambda root: (root / "splits.json").write_text('{"base": ["ant"]}'), r"splits\.json .* must hold"),
+        (lambda root: (root / "splits.json").write_text('{"mine": ["ant"]}'), r"splits\.json .* must hold"),
         (
             lambda root: (root / "splits.json").write_text('{"train": ["ant"], "test": ["ant"]}'),
-            r"splits\.json .* has class 'ant' in split 'train' and again in 'test'",
+            r"class 'ant' from .*raw is in split 'train' and again in split 'test'; use data\.split='images'",
         ),
         (
             lambda root: (root / "ant" / "ant1.png").write_bytes(b"\x89PNG\r\n"),
@@ -228,7 +228,7 @@ def test_class_folder_in_two_splits(tmp_path):
 
 
 def test_unknown_split(tmp_path):
-    with pytest.raises(ConfigError, match=r"data\.split is 'vinyals'; choose random or a \.json file"):
+    with pytest.raises(ConfigError, match=r"data\.split is 'vinyals'; choose random, images or a \.json file"):
         folder.source(tmp_path, 8, "vinyals")
     with pytest.raises(DataError, match=r"cannot read data\.split=.*none\.json"):
         folder.source(write_classes(tmp_path / "x"), 8, str(tmp_path / "none.json"))

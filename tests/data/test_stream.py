@@ -84,20 +84,20 @@ def test_reading_ahead_ends_with_the_feed(store):
 def test_placement(store, monkeypatch):
     stores = {"train": store, "val": dataclasses.replace(store, split="val")}
     size = 2 * store.nbytes
-    monkeypatch.setattr(stream, "_device_memory", lambda: 2 * size)
+    monkeypatch.setattr(stream, "device_memory", lambda: 2 * size)
     kinds = lambda *args: {split: type(images) for split, images in place(stores, *args).items()}  # noqa: E731
     on_device, on_host = (dict.fromkeys(stores, kind) for kind in (DeviceImages, ClassStore))
     assert kinds("auto", 0.5) == on_device
     assert kinds("auto", 0.49) == on_host, "both splits together do not fit"
     assert kinds("device", 0.01) == on_device
     assert kinds("host", 1.0) == on_host
-    monkeypatch.setattr(stream, "_device_memory", lambda: size - 1)
+    monkeypatch.setattr(stream, "device_memory", lambda: size - 1)
     with pytest.raises(ConfigError, match=r"data\.placement='device'.*train and val.*placement=host"):
         place(stores, "device", 0.5)
 
 
 def test_the_memory_of_a_device_is_known():
-    assert stream._device_memory() > 2**28
+    assert stream.device_memory() > 2**28
 
 
 def test_a_jax_without_cpu_is_refused(store, monkeypatch):

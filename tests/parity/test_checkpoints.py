@@ -6,17 +6,15 @@ import os
 from pathlib import Path
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 import torch
 
-from configs import default
 from maml_jax import config as config_lib
-from maml_jax import experiment, train
 from maml_jax.checkpoint import Checkpoints
-from maml_jax.meta.outer import task_loss
-from parity import checkpoints, convert, golden, replay
+from maml_jax.experiment.method import build_method
+from maml_jax.meta.outer import evaluate_task
+from parity import checkpoints, convert, golden, golden_file, replay
 from parity.__main__ import main
 from parity.reference import ModelSpec, init_params, init_stats
 
@@ -26,14 +24,13 @@ TORCH_ENCODERS = ("convnet4", "wide-convnet4", "resnet12", "wide-resnet12", "res
 @pytest.fixture
 def narrow(monkeypatch):
     """Encoders with an eighth of their channels, so that files stay small; `model.width` stands for it."""
-    right = experiment.build_model
 
-    def build_model(config, way, image_shape):
-        config = ml_collections.ConfigDict(config.to_dict())
+    def build_narrow(config, way):
+        config = config.copy_and_resolve_references()
         config.model.width = 8 if "convnet4" in config.model.encoder else 4
-        return right(config, way, image_shape)
+        return build_method(config, way)
 
-    monkeypatch.setattr(experiment, "build_model", build_model)
+    monkeypatch.setattr(checkpoints, "build_method", build_narrow)
     channels = {n: (c[0], 8 if "convnet4" in n else c[1] // 16) for n, c in checkpoints._CHANNELS.items()}
     monkeypatch.setattr(checkpoints, "_CHANNELS", channels)
 
@@ -98,18 +95,18 @@ def test_there_and_back_is_exact(tmp_path, monkeypatch, encoder, norm):
 def test_what_the_configuration_says(tmp_path):
     pth(tmp_path / "in.pth", norm=MIXED, size=36)
     assert main(["import", str(tmp_path / "in.pth"), str(tmp_path / "run")]) == 0
-    config = config_lib.load(tmp_path / "run" / "config.json", default.get_config())
+    config = config_lib.load(tmp_path / "run" / "config.json")
     assert (config.task.way, config.eval.way, config.data.image_size) == (3, 3, 32)
     assert config.model.norm == "block1=episodic, block2=global, block3=global, episodic"
     assert (config.model.head, config.model.temperature, config.model.learn_temperature) == ("meta", 2.0, False)
     assert (config.data.name, config.eval.steps, config.inner.fixed) == ("mini_imagenet", 10, "norm")
     other = tmp_path / "mine.py"
     other.write_text(
-        "from configs import default\n\ndef get_config():\n    c = default.get_config()\n"
+        "from maml_jax.config import preset\n\ndef get_config():\n    c = preset('default')\n"
         "    c.data.image_size = 40\n    c.eval.shot = 5\n    return c\n"
     )
     assert main(["import", str(tmp_path / "in.pth"), str(tmp_path / "new"), "--config", str(other)]) == 0
-    config = config_lib.load(tmp_path / "new" / "config.json", default.get_config())
+    config = config_lib.load(tmp_path / "new" / "config.json")
     assert (config.data.image_size, config.eval.shot, config.data.name) == (40, 5, "glyphs")
 
 
@@ -118,11 +115,11 @@ def test_what_the_configuration_says(tmp_path):
 def test_the_checkpoint_is_one_of_training(tmp_path, kind):
     stored = pth(tmp_path / "in.pth", norm="global")
     assert main(["import", str(tmp_path / "in.pth"), str(tmp_path / "run")]) == 0
-    config = config_lib.load(tmp_path / "run" / "config.json", default.get_config())
+    config = config_lib.load(tmp_path / "run" / "config.json")
     with Checkpoints(tmp_path / "run" / "checkpoints") as folder:
-        state = folder.restore(kind, train.fresh_state(config, (84, 84, 3)))
+        state = folder.restore(kind, checkpoints.fresh_state(config))
     mean = stored["encoder_state_dict"]["encoder.conv2.bn.running_mean"]
-    np.testing.assert_array_equal(state.stats["encoder"]["block2"]["norm"]["mean"], mean)
+    np.testing.assert_array_equal(state.stats["lasting_stats"]["encoder"]["block2"]["norm"]["mean"], mean)
     bias = stored["classifier_state_dict"]["linear.bias"]
     np.testing.assert_array_equal(state.params["head"]["bias"], bias)
 
@@ -231,7 +228,7 @@ def test_configurations_that_cannot_be_read_are_refused(tmp_path, capsys):
     ],
 )
 def test_runs_that_the_original_has_no_model_for_are_refused(tmp_path, capsys, changes, problem):
-    config = default.get_config()
+    config = config_lib.default()
     config.update_from_flattened_dict(changes)
     (tmp_path / "config.json").write_text(config_lib.to_json(config))
     refused(capsys, ["export", str(tmp_path), str(tmp_path / "out.pth")], problem)
@@ -247,9 +244,9 @@ def test_a_zero_head_is_exported_as_zeros(tmp_path):
     fields = json.loads(path.read_text())
     fields["model"]["head"] = "zero"
     path.write_text(json.dumps(fields))
-    config = config_lib.load(path, default.get_config())
+    config = config_lib.load(path)
     with Checkpoints(tmp_path / "run" / "checkpoints") as folder:
-        state = train.fresh_state(config, (84, 84, 3))
+        state = checkpoints.fresh_state(config)
         folder.save("best", 400, state.replace(step=state.step + 400))
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out.pth")]) == 0
     again = torch.load(tmp_path / "out.pth", weights_only=True)
@@ -264,15 +261,15 @@ FOLDER = os.environ.get("MAML_JAX_GOLDEN")
 @pytest.mark.skipif(not FOLDER, reason="MAML_JAX_GOLDEN names no folder of golden cases")
 def test_the_originals_checkpoint_gives_the_originals_logits(tmp_path):
     assert main(["import", str(Path(FOLDER) / "reference_checkpoint.pth"), str(tmp_path / "run")]) == 0
-    config = config_lib.load(tmp_path / "run" / "config.json", default.get_config())
+    config = config_lib.load(tmp_path / "run" / "config.json")
     with Checkpoints(tmp_path / "run" / "checkpoints") as folder:
-        state = folder.restore("best", train.fresh_state(config, (84, 84, 3)))
-    case = golden.read_case(Path(FOLDER) / "convnet4_reproduce.npz")
+        state = folder.restore("best", checkpoints.fresh_state(config))
+    case = golden_file.read_case(Path(FOLDER) / "convnet4_reproduce.npz")
     episodes = replay.episodes_of(dataclasses.replace(case, dtype="float32"))
-    model, inner = experiment.build_model(config, 5, (84, 84, 3)), experiment.build_inner(config)
+    method = build_method(config, 5)
 
     def logits(episode):
-        return task_loss(model, inner, state.params, state.stats, episode, config.eval.steps, False)[1].logits
+        return evaluate_task(method, state.params, state.stats, episode, config.eval.steps).logits
 
     actual = jax.jit(lambda e: jax.lax.map(logits, e))(episodes)
     assert config.eval.steps == case.eval_n_step

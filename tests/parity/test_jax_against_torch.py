@@ -4,11 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from parity import convert, golden, grid
+from parity import convert, golden_file, grid
 from parity.check import check_case
 from parity.golden import OuterArgs
 
@@ -25,13 +24,7 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small shapes gain nothing from threads, and lose much where the processor is shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def options(encoders, **shapes):
@@ -148,4 +141,4 @@ def golden_files():
 @pytest.mark.slow
 @pytest.mark.parametrize("path", golden_files(), ids=lambda path: path.stem if path else None)
 def test_the_originals_outputs_are_reproduced(path):
-    assert_passes(golden.read_case(path))
+    assert_passes(golden_file.read_case(path))

@@ -3,29 +3,19 @@
 import functools
 
 import jax
+import numpy as np
 import pytest
-import torch
 
-from parity import methods, reference
+from parity import methods
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @functools.cache
 def compared(name):
     """Without `jit`: the methods share most shapes, so that each operation is compiled once for all of them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    seen = {}
-    right = reference.meta_gradient
-
-    def meta_gradient(*arguments):
-        seen["theirs"] = right(*arguments)
-        return seen["theirs"]
-
-    with jax.disable_jit(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference, "meta_gradient", meta_gradient)
-        errors = methods.compare(name)
-    torch.set_num_threads(threads)
-    return errors, seen["theirs"].grads
+    with jax.disable_jit():
+        return methods.compare(name)
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
@@ -40,8 +30,8 @@ def test_the_meta_gradient_is_the_references(name):
 def test_every_method_is_one_of_its_own(name):
     (_, plain), (_, grads) = compared("maml"), compared(name)
     shared = [key for key in plain if plain[key].shape == grads[key].shape]
-    scale = max(float(plain[key].abs().max()) for key in shared)
-    assert max(float((plain[key] - grads[key]).abs().max()) for key in shared) > 1e-6 * scale
+    scale = max(np.abs(plain[key]).max() for key in shared)
+    assert max(np.abs(plain[key] - grads[key]).max() for key in shared) > 1e-6 * scale
     own = grads.keys() - plain.keys()
     assert all(grads[key].any() for key in own)
     assert bool(own) == (name in {"group_rates", "lslr", "metasgd", "mamlpp", "tasknorm"})
@@ -51,4 +41,4 @@ def test_a_wrong_method_is_caught(monkeypatch):
     wrong = methods.METHODS["fomaml"]._replace(inner={})
     monkeypatch.setitem(methods.METHODS, "fomaml", wrong)
     with jax.disable_jit():
-        assert methods.compare("fomaml")["grad"] > 1e-4
+        assert methods.compare("fomaml")[0]["grad"] > 1e-4

@@ -35,7 +35,7 @@ def conv(x: jax.Array, kernel: jax.Array, *, padding: Padding, flipped: bool) ->
 
 
 def weight_gradient(x: jax.Array, y: jax.Array, *, padding: Padding) -> jax.Array:
-    """What the kernels get, `[group, kh, kw, c, o]`, of `[group, n, h, w, c]` and cotangents `[group, n, h', w', o]`."""
+    """Gradients `[group, kh, kw, c, o]`, for `[group, n, h, w, c]` and cotangents `[group, n, h', w', o]`."""
     kernel = lax.conv_general_dilated(
         _beside_channels(x),
         _beside_channels(y),

@@ -1,0 +1,485 @@
+"""The table of fields, and all that follows from it: defaults, checks, help, what may change in a run."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import ml_collections
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maml_jax import config as config_lib
+from maml_jax import describe, rules
+from maml_jax.errors import ConfigError
+from maml_jax.fields import BY_NAME, FIELDS, SECTIONS, default_of
+
+ROOT = Path(__file__).parents[1]
+OLD = Path(__file__).parent / "old" / "config.json"  # written by the version before the table
+NUMBERS = [field.name for field in FIELDS if type(default_of(field.name)) in (int, float)]
+
+
+def changed(**values):
+    """The defaults with some fields set; '__' stands for the dot."""
+    config = config_lib.default()
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in values.items()})
+    return config
+
+
+def assigned(config, name, value):
+    """Sets a field to anything, as a configuration file could that takes no care."""
+    section, _, field = name.rpartition(".")
+    with config.unlocked():
+        target = config[section] if section else config
+        if field in target:
+            del target[field]
+        target[field] = value
+
+
+def refusal(config):
+    """The error that a configuration is refused with; None if it is accepted."""
+    try:
+        config_lib.check(config)
+    except ConfigError as error:
+        return error
+    return None
+
+
+def test_the_table_is_whole():
+    assert len(BY_NAME) == len(FIELDS)
+    assert [field.section for field in FIELDS] == sorted((field.section for field in FIELDS), key=list(SECTIONS).index)
+    config_lib.check(config_lib.default())
+    for field in FIELDS:
+        assert field.meaning
+        assert field.meaning[-1] not in ".; ", field.name
+
+
+def test_defaults_are_those_of_old():
+    old, new = json.loads(OLD.read_text()), json.loads(config_lib.to_json(config_lib.default()))
+    for section, fields in old.items():
+        if isinstance(fields, dict):
+            assert new[section] == new[section] | fields
+        else:
+            assert new[section] == fields
+
+
+def test_evaluation_follows_training_until_it_is_set():
+    config = changed(task__way=7, inner__steps=3)
+    assert (config.eval.way, config.eval.steps) == (7, 3)
+    config.eval.way = 5
+    config.task.way = 6
+    assert (config.task.way, config.eval.way) == (6, 5)
+
+
+def test_types_and_names_are_locked():
+    with pytest.raises(TypeError):
+        changed(inner__steps="many")
+    with pytest.raises(KeyError):
+        changed(inner__stepz=3)
+    assert changed(inner__momentum=0).inner.momentum == 0.0
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_no_number_is_infinite_or_not_a_number(name):
+    for value in (math.nan, math.inf, -math.inf, 1e300, 2**200, -(2**200)):
+        config = config_lib.default()
+        assigned(config, name, value)
+        with pytest.raises(ConfigError, match=re.escape(f"{name}={value!r}")):
+            config_lib.check(config)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_value_of_another_type_is_refused_by_name(name):
+    for value in (None, [1], object(), {}, b"x", True, 1, 1.5, "\0", (None,), ("x",), (1.5,), (True,)):
+        config = config_lib.default()
+        assigned(config, name, value)
+        error = refusal(config)
+        if error is None:
+            kind = type(default_of(name))
+            assert isinstance(value, (int, float) if kind is float else kind)
+        else:
+            assert name in str(error)
+
+
+BOUNDARIES = {
+    # Accepted: what they mean is for training and evaluation to make good.
+    "seed": (0, 2**32 - 1),
+    "data.image_size": (16,),
+    "data.stored_size": (0, 28),
+    "data.device_share": (1.0, 1e-9),
+    "data.split_seed": (0,),
+    "data.class_depth": (0,),
+    "task.shot": (1,),
+    "task.query": (1,),
+    "model.width": (0, 1),
+    "model.temperature": (1e-9,),
+    "model.piece_mib": (0,),
+    "inner.steps": (0,),
+    "inner.encoder_rate": (0.0,),
+    "inner.head_rate": (0.0,),
+    "inner.momentum": (0.0, 0.999),
+    "inner.epsilon": (1e-18,),
+    "inner.weight_decay": (0.0,),
+    "outer.rate": (1e-30,),
+    "outer.momentum": (0.0,),
+    "outer.weight_decay": (0.0,),
+    "outer.clip": (0.0,),
+    "outer.multi_step": (0, 1),
+    "outer.first_order": (0, 1),
+    "outer.milestones": ((), (0,), (5, 5), (9, 3)),
+    "outer.factor": (1e-9, 2.0),
+    "outer.period": (1,),
+    "train.steps": (0, 1),
+    "train.tasks": (1,),
+    "train.tasks_at_once": (0, 1, 4),
+    "train.report_every": (1, 2**31 - 1),
+    "train.validation_tasks": (1,),
+    "train.checkpoint_every": (1,),
+    "parallel.devices": (0, 1),
+    "parallel.cpu_devices": (0, 1),
+    "parallel.processes": (1,),
+    "parallel.process": (0,),
+    "eval.tasks": (2,),
+    "eval.shot": (1,),
+    "eval.query": (1,),
+    "eval.steps": (0,),
+}
+REFUSED = {
+    "seed": (-1, 2**32),
+    "data.image_size": (15, 0),
+    "data.stored_size": (-1, 1, 27),
+    "data.device_share": (0.0, 1.1),
+    "data.split_seed": (-1,),
+    "data.class_depth": (-1,),
+    "task.way": (0, 1),
+    "task.shot": (0,),
+    "task.query": (0,),
+    "model.width": (-1,),
+    "model.temperature": (0.0, -1.0),
+    "model.piece_mib": (-1,),
+    "inner.steps": (-1, 2**31),
+    "inner.encoder_rate": (-1e-9,),
+    "inner.head_rate": (-1e-9,),
+    "inner.momentum": (1.0, -0.1),
+    "inner.epsilon": (0.0, 1e-19),
+    "inner.weight_decay": (-1e-9,),
+    "outer.rate": (0.0,),
+    "outer.momentum": (1.0,),
+    "outer.weight_decay": (-1e-9,),
+    "outer.clip": (-1.0,),
+    "outer.multi_step": (-1,),
+    "outer.first_order": (-1,),
+    "outer.milestones": ((-1,), (1.5,), (True,), (2**31,)),
+    "outer.factor": (0.0,),
+    "outer.period": (0,),
+    "train.steps": (-1, 2**31),
+    "train.tasks": (0,),
+    "train.tasks_at_once": (-1, 3, 8),
+    "train.report_every": (0, 2**31),
+    "train.validate_every": (-1, 0),  # 0 goes with eval.checkpoint='latest' only
+    "train.validation_tasks": (0,),
+    "train.checkpoint_every": (0,),
+    "parallel.devices": (-1,),
+    "parallel.cpu_devices": (-1,),
+    "parallel.processes": (0, 2),
+    "parallel.process": (-1, 1),
+    "eval.tasks": (1,),
+    "eval.way": (0, 1, 4),
+    "eval.shot": (0,),
+    "eval.query": (0,),
+    "eval.steps": (-1,),
+}
+
+
+def test_every_number_has_its_boundaries_tested():
+    assert set(NUMBERS) - {"task.way", "eval.way", "train.validate_every"} <= set(BOUNDARIES)
+    assert set(NUMBERS) <= set(REFUSED)
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, v) for name, values in BOUNDARIES.items() for v in values])
+def test_boundaries_are_accepted(name, value):
+    config_lib.check(changed(**{name: value}))
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, v) for name, values in REFUSED.items() for v in values])
+def test_what_is_beyond_them_is_refused_by_name(name, value):
+    with pytest.raises(ConfigError, match=re.escape(name)):
+        config_lib.check(changed(**{name: value}))
+
+
+def texts(name):
+    """Values for a field that is a text: those there are, and some that are not."""
+    some = ["", "x", "batch", "per_step", "block1=batch", "norm(", "^head", "^encoder", "a:1", "auto", "a.b:C", "é\n"]
+    return st.sampled_from([*BY_NAME[name].rule.choices * 4, *some])
+
+
+def values(name):
+    """Values for a field: mostly such as it may have, now and then any of its type."""
+    kinds = {
+        bool: st.booleans(),
+        int: st.sampled_from([0, 1, 1, 2, 2, 3, 4, 5, 28, 84, -1, 2**31, 2**40]),
+        float: st.sampled_from([0.0, 1e-9, 0.1, 0.5, 0.9, 1.0, 2.0, -1.0, math.nan, math.inf, 1e-50, 1e300]),
+        tuple: st.lists(st.sampled_from([0, 1, 5, -1, 1.5]), max_size=3).map(tuple),
+    }
+    return texts(name) if isinstance(default_of(name), str) else kinds[type(default_of(name))]
+
+
+# Which fields contradict each other stands in `maml_jax.checks`; these are drawn more often.
+TOGETHER = """data.name task.way model.encoder model.norm model.head model.loss inner.steps inner.head_rate inner.fixed
+inner.learn_rates inner.rates_per_step inner.positive_rates inner.first_order outer.multi_step outer.first_order
+train.validate_every eval.way eval.checkpoint"""
+draws = st.lists(st.sampled_from([*BY_NAME, *TOGETHER.split() * 8]), max_size=12, unique=True).flatmap(
+    lambda names: st.fixed_dictionaries({name: values(name) for name in names})
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(draws)
+def test_any_draw_is_fine_or_refused_and_every_way_out_is_open(drawn):
+    """What an error proposes is accepted, or leads to another error, whose way out is open in turn."""
+    config = changed(**drawn)
+    seen = set()
+    for _ in range(20):
+        error = refusal(config)
+        if error is None:
+            return
+        assert any(name in error.facts for name in BY_NAME), error.facts
+        assert "--" not in error.facts
+        assert error.facts not in seen, "the way out leads back"
+        seen.add(error.facts)
+        named = re.match(r"[\w.]+", error.facts)[0]
+        config.update_from_flattened_dict(error.settings or {named: default_of(named)})
+    pytest.fail("no way out")
+
+
+@pytest.mark.parametrize(
+    ("fields", "way_out"),
+    [
+        ({"eval.way": 3}, {"model.head": "zero"}),
+        ({"eval.way": 3, "inner.learn_rates": "element"}, {"model.head": "zero", "inner.learn_rates": "tensor"}),
+        ({"eval.way": 3, "inner.fixed": "^head"}, {"eval.way": 5}),  # which would stay zero if it started there
+        ({"model.head": "zero", "inner.fixed": "head"}, {"model.head": "meta"}),
+        ({"model.head": "zero", "inner.head_rate": 0.0}, {"model.head": "meta"}),
+        ({"model.head": "zero", "inner.steps": 0, "eval.way": 3}, {"model.head": "meta", "eval.way": 5}),
+        ({"task.way": 1}, {"task.way": 2, "eval.way": 2}),
+        ({"eval.way": 1}, {"eval.way": 5}),
+        ({"model.loss": "squared_error"}, {"model.loss": "cross_entropy"}),
+        ({"model.encoder": "mlp"}, {"model.encoder": "convnet4"}),
+        ({"model.encoder": "resnet_12"}, {"model.encoder": "resnet12"}),
+        (
+            {"data.name": "sinusoid", "model.encoder": "mine:Net", "task.way": 1},
+            {"model.loss": "squared_error", "train.validate_every": 0, "eval.checkpoint": "latest"},
+        ),
+        ({"parallel.processes": 2}, {"parallel.coordinator": "HOST:1234"}),
+        ({"data.background": "blue"}, {}),
+    ],
+)
+def test_ways_out(fields, way_out):
+    with pytest.raises(ConfigError) as caught:
+        config_lib.check(changed(**fields))
+    assert caught.value.settings == way_out
+
+
+def test_what_is_the_users_own_is_accepted():
+    config_lib.check(changed(model__encoder="package.module:Class", model__options="blocks=3, activation=gelu"))
+    config_lib.check(changed(data__name="tfds:mnist", data__background="00ff7F"))
+
+
+def test_options():
+    assert rules.options("") == {}
+    assert rules.options("blocks=3, act=gelu, shape=(1, 2), name='a, b', on=True") == {
+        "blocks": 3,
+        "act": "gelu",
+        "shape": (1, 2),
+        "name": "a, b",
+        "on": True,
+    }
+    for text in (
+        "3",
+        "a=",
+        "a=f()",
+        "a=1)",
+        "a=1)(b=2",
+        "**a",
+        "*a",
+        "a=1, a=2",
+        "a=x.y",
+        "\0",
+        "a=" + "(" * 300,
+        "a=1\nb=2",
+    ):
+        with pytest.raises(ValueError, match="not options"):
+            rules.options(text)
+
+
+def test_a_configuration_that_lacks_fields_or_has_others():
+    with pytest.raises(ConfigError, match=r"lacks .*preset\(\"default\"\)"):
+        config_lib.check(ml_collections.ConfigDict({"data": {"name": "glyphs"}}))
+    config = config_lib.default()
+    with config.unlocked():
+        config.inner.stepz = 3
+    with pytest.raises(ConfigError, match=r"no field 'inner\.stepz'; did you mean inner\.steps"):
+        config_lib.check(config)
+
+
+@pytest.mark.parametrize("name", config_lib.preset_names())
+def test_presets(name):
+    config = config_lib.preset(name)
+    config_lib.check(config)
+    assert config.is_locked
+    if name != "default":
+        assert "python launch.py" in (config_lib.presets() / f"{name}.py").read_text()
+
+
+def test_presets_that_there_are_none_of():
+    with pytest.raises(ConfigError, match=r"'mini_5w1z'; did you mean mini_5w1s"):
+        config_lib.preset("mini_5w1z")
+    with pytest.raises(ConfigError, match=r"there are cifarfs_5w1s, .*tiered_5w5s"):
+        config_lib.preset("../x")
+
+
+def test_annealing_takes_a_share_of_the_run_however_long():
+    config = config_lib.preset("omniglot_5w1s_mamlpp")
+    config.train.steps = 400
+    assert (config.outer.multi_step, config.outer.first_order) == (100, 100)
+
+
+def test_files_by_name_and_by_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    preset = config_lib.presets() / "mini_5w1s.py"
+    assert config_lib.find("mini_5w1s") == config_lib.find("configs/mini_5w1s.py") == (preset, [])
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from maml_jax.config import preset\n\ndef get_config(steps='2'):\n"
+        "    c = preset('mini_5w1s')\n    c.inner.steps = int(steps)\n    return c\n"
+    )
+    assert config_lib.from_file(config_lib.find("mine.py")[0]).inner.steps == 2
+    path, given = config_lib.find("mine.py:7")
+    assert config_lib.from_file(path, *given).inner.steps == 7
+    with pytest.raises(ConfigError, match=r"no file mini_5w1s\.py; did you mean --config mini_5w1s\?"):
+        config_lib.find("mini_5w1s.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "has no function get_config"),
+        ("def get_config(): return 3", "returns int, not a ConfigDict"),
+        ("def get_config(:", "line 1|SyntaxError"),
+        ("x = {}['key']", "line 1: KeyError: 'key'"),
+        ("\n\nx = 1 / 0", "line 3: ZeroDivisionError: division by zero"),
+        ("import nothing_of_that_name", "ModuleNotFoundError"),
+        ("raise ModuleNotFoundError('no', name='configs')", "from maml_jax.config import preset"),
+        ("from maml_jax.config import preset\npreset('mini')", "there is no configuration 'mini'"),
+        (
+            "from maml_jax.config import preset\n\ndef get_config():\n    c = preset('default')\n    c.inner.stepz = 3",
+            r"line 5: AttributeError: .*stepz",
+        ),
+    ],
+)
+def test_files_that_fail_say_where(tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        config_lib.from_file(path)
+    assert "\n" not in caught.value.facts
+
+
+def test_old_configurations_load():
+    config = config_lib.load(OLD)
+    config_lib.check(config)
+    assert config.is_locked
+    assert config_lib.changes(config, config_lib.default()) == {}
+
+
+def test_configurations_survive_storing(tmp_path):
+    for name in config_lib.preset_names():
+        config = config_lib.preset(name)
+        (tmp_path / "config.json").write_text(config_lib.to_json(config))
+        assert config_lib.flatten(config_lib.load(tmp_path / "config.json")) == config_lib.flatten(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"inner": {"stepz": 3}}', r"config\.json has a field 'inner\.stepz'.*a later one wrote it"),
+        ('{"inner": 3}', r"'inner'"),
+        ('{"inner": {"steps": "3"}}', r"config\.json: inner\.steps='3' must be of type int"),
+        ('{"outer": {"rate": NaN}}', r"config\.json: outer\.rate=nan must be a finite number"),
+        ("[]", "cannot read the configuration"),
+        ("3", "cannot read the configuration"),
+        ('{"inner', "cannot read the configuration"),
+        ("[" * 100_000, "cannot read the configuration"),
+    ],
+)
+def test_stored_configurations_that_are_damaged(tmp_path, text, message):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        config_lib.load(path)
+    with pytest.raises(ConfigError, match="cannot read the configuration"):
+        config_lib.load(tmp_path / "none.json")
+
+
+def other(name):
+    """A value that a field could have in place of its default."""
+    value = default_of(name)
+    choices = [choice for choice in BY_NAME[name].rule.choices if choice != value]
+    if isinstance(value, str):
+        return choices[0] if choices else "x"
+    return {bool: not value, tuple: (7,)}.get(type(value)) if isinstance(value, bool | tuple) else value + 1
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_what_may_change_when_a_run_goes_on(name):
+    stored, config = config_lib.default(), config_lib.default()
+    assigned(config, name, other(name))
+    if BY_NAME[name].free:
+        config_lib.check_same_run(config, stored, Path("run"))
+        return
+    with pytest.raises(ConfigError) as caught:
+        config_lib.check_same_run(config, stored, Path("run"))
+    assert f"({name} {default_of(name)!r} -> {other(name)!r}" in caught.value.facts
+    assert caught.value.settings[name] == default_of(name)
+
+
+FREE = [
+    "data.dir",
+    "data.download",
+    "data.cache_dir",
+    "data.placement",
+    "data.device_share",
+    "outer.rate",
+    "outer.schedule",
+    "outer.milestones",
+    "outer.factor",
+    "outer.period",
+    "train.steps",
+    "train.report_every",
+    "train.validate_every",
+    "train.validation_tasks",
+    "train.checkpoint_every",
+]
+
+
+def test_nothing_else_may_change():
+    free = [name for name, field in BY_NAME.items() if field.free]
+    assert [name for name in free if not name.startswith(("parallel.", "eval."))] == FREE
+    assert all(BY_NAME[name].free for name in BY_NAME if name.startswith(("parallel.", "eval.")))
+
+
+def test_a_cosine_that_is_under_way_keeps_its_length():
+    stored, config = changed(outer__schedule="cosine"), changed(outer__schedule="cosine", train__steps=5)
+    with pytest.raises(ConfigError, match=r"run holds a run with other settings \(train\.steps 10000 -> 5\)"):
+        config_lib.check_same_run(config, stored, Path("run"))
+    config_lib.check_same_run(changed(train__steps=5), stored, Path("run"))
+
+
+def test_help_and_readme_list_every_field():
+    readme = (ROOT / "configs" / "README.md").read_text()
+    assert describe.up_to_date(readme) == readme, "run python -m maml_jax.describe configs/README.md"
+    for name in BY_NAME:
+        assert re.search(rf"^  {re.escape(name)} ", describe.help_text(), re.MULTILINE)
+        assert f"| `{name}` |" in readme
+    assert max(map(len, describe.help_text().splitlines())) <= 120

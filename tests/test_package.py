@@ -1,0 +1,74 @@
+"""What is installed: a wheel outside the repository, with its command, its configurations and its types."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import maml_jax
+from maml_jax import config
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory):
+    """Runs a program of the installed wheel, in a folder where there is no repository; gives its output."""
+    copy, target = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("installed")
+    for folder in ("maml_jax", "parity", "configs"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, copy)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps"]
+    subprocess.run([*pip, "--no-build-isolation", "--target", target, copy], check=True, capture_output=True)
+    shutil.rmtree(copy)
+    here = tmp_path_factory.mktemp("here")
+
+    def run(*command, cache=here / "cache"):
+        environment = {**os.environ, "PYTHONPATH": str(target), "MAML_JAX_CACHE": str(cache)}
+        program = [target / "bin" / command[0]] if command[0] == "maml-jax" else [sys.executable, "-m", command[0]]
+        done = subprocess.run([*program, *command[1:]], cwd=here, env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr, target
+
+    return run
+
+
+def test_command_of_the_wheel(installed):
+    status, output, target = installed("maml-jax", "--version")
+    assert status == 0
+    assert output.startswith(f"maml-jax {maml_jax.__version__}, jax 0.")
+    assert (target / "maml_jax" / "py.typed").exists()
+    assert {path.stem for path in (target / "maml_jax" / "presets").glob("*_*w*s*.py")} < set(config.preset_names())
+    status, output, _ = installed("maml-jax", "--help")
+    assert status == 0
+    assert "inner.steps" in output
+
+
+def test_configurations_of_the_wheel(installed):
+    """By name, and by the path they have in a checkout."""
+    mistake = "--config.inner.stepz=3"
+    for name in ("mini_5w1s", "configs/mini_5w1s.py"):
+        status, output, _ = installed("maml-jax", "--config", name, mistake)
+        assert status == 2
+        assert output.startswith("error: there is no field 'inner.stepz'")
+    status, output, _ = installed("maml-jax", "--config", "mini_5w1z")
+    assert status == 2
+    assert "did you mean mini_5w1s" in output
+
+
+def test_parity_of_the_wheel(installed):
+    """Which finds the configurations without the repository."""
+    assert installed("parity", "check", "--help")[0] == 0
+    assert installed("parity.replay")[:2] == (0, "")
+    assert installed("parity.checkpoints")[:2] == (0, "")
+
+
+@pytest.mark.slow
+def test_training_with_the_wheel(installed, cache):
+    settings = ["--config.model.width=2", "--config.data.image_size=16", "--config.train.steps=4"]
+    status, output, _ = installed("maml-jax", *settings, "--config.eval.tasks=10", "--workdir", "run", cache=cache)
+    assert status == 0, output
+    assert "test accuracy" in output
