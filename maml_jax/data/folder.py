@@ -111,7 +111,10 @@ def _as_found(tree: Tree, asked: _Asked, account: Account) -> Listing:
     if listing := listed(tree, account, asked.class_depth, shared, IMAGES):
         return listing
     refuse_unread(tree)
-    if starts and others:
+    if starts and not others:
+        named = [folder for folders in starts.values() for folder in folders]
+        raise DataError(f"{tree.path} has images in the folders {', '.join(named)}, but in no class folders there")
+    if starts:
         named, rest = [folder for folders in starts.values() for folder in folders], others[:5]
         raise DataError(
             f"{tree.path} has folders that are named after splits, {', '.join(named)}, beside others, such as "
