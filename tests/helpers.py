@@ -26,9 +26,16 @@ ROOT = Path(__file__).parents[1]
 def assert_same(actual, expected, tolerance=1e-12):
     """The same structure, and leaves that differ by `tolerance` at most, as such and in relation; 0: no bit differs."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    expected = tree.by_name(expected)
-    for name, value in tree.by_name(actual).items():
+    actual, expected = (tree.by_name(jax.tree.map(_numbers, part)) for part in (actual, expected))
+    for name, value in actual.items():
         np.testing.assert_allclose(value, expected[name], rtol=tolerance, atol=tolerance, err_msg=name)
+        assert value.dtype == expected[name].dtype, name
+
+
+def _numbers(leaf):
+    """An array, or what a random key consists of."""
+    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 
 
 def differs(actual, expected):
