@@ -1,4 +1,4 @@
-"""What the READMEs and the configurations say: their code runs as printed, their commands parse, their links lead on."""
+"""READMEs and configurations: their code runs as printed, their commands are understood, their links lead on."""
 
 import re
 import shlex
