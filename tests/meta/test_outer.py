@@ -171,9 +171,17 @@ def test_meta_step_averages_global_statistics_over_tasks():
     mean = results.stats["lasting_stats"]["encoder"]["block1"]["norm"]["mean"]
     assert mean.shape[0] == 3
     assert jnp.any(mean[0] != mean[1])
-    assert_same(state.stats["lasting_stats"]["encoder"], {"block1": {"norm": {
-        name: leaf.mean(0) for name, leaf in results.stats["lasting_stats"]["encoder"]["block1"]["norm"].items()
-    }}})
+    assert_same(
+        state.stats["lasting_stats"]["encoder"],
+        {
+            "block1": {
+                "norm": {
+                    name: leaf.mean(0)
+                    for name, leaf in results.stats["lasting_stats"]["encoder"]["block1"]["norm"].items()
+                }
+            }
+        },
+    )
     assert results.stats["batch_stats"]["encoder"].keys() == {"block2"}
     assert state.stats.keys() == {"lasting_stats"}
     assert int(state.step) == 1
