@@ -74,10 +74,10 @@ class Trained:
       step: meta-steps taken.
     """
 
-    config: ml_collections.ConfigDict
+    config: ml_collections.ConfigDict = dataclasses.field(repr=False)
     channels: int
-    params: PyTree
-    stats: PyTree
+    params: PyTree = dataclasses.field(repr=False)
+    stats: PyTree = dataclasses.field(repr=False)
     step: int
     _programs: dict[tuple, Programs] = dataclasses.field(default_factory=dict, repr=False)
 

@@ -18,7 +18,7 @@ from maml_jax.errors import ConfigError, DataError
 from maml_jax.experiment.method import build_method
 from maml_jax.trained import Score
 from tests.helpers import pixels
-from tests.models import save_run, tiny_config
+from tests.models import save_run
 
 SUPPORT, QUERY = pixels(1, shape=(5, 16, 16, 1)), pixels(2, shape=(6, 16, 16, 1))
 LABELS = [0, 1, 2, 0, 2]
@@ -136,19 +136,17 @@ def test_number_of_classes(model):
 
 def test_programs_are_compiled_once(model):
     trained = model()
-    with jax.log_compiles(False):
-        trained.adapt(SUPPORT, LABELS).predict(QUERY)
-        program = trained._programs_for(3, 3, False)
-        before = program.adapt._cache_size(), program.one_by_one._cache_size()
-        for count in (1, 6, 64, 65):
-            trained.adapt(SUPPORT[::-1], LABELS).predict(pixels(4, shape=(count, 16, 16, 1)))
+    trained.adapt(SUPPORT, LABELS).predict(QUERY)
+    program = trained._programs_for(3, 3, False)
+    before = program.adapt._cache_size(), program.one_by_one._cache_size()
+    for count in (1, 6, 64, 65):
+        trained.adapt(SUPPORT[::-1], LABELS).predict(pixels(4, shape=(count, 16, 16, 1)))
     assert (program.adapt._cache_size(), program.one_by_one._cache_size()) == before
 
 
 def test_ten_thousand_queries_are_taken_one_after_the_other(adapted, monkeypatch):
     """Of a generator no more is held than a batch."""
     given, most = 0, 0
-    real = adapted._programs.one_by_one
 
     def images():
         nonlocal given
@@ -164,7 +162,6 @@ def test_ten_thousand_queries_are_taken_one_after_the_other(adapted, monkeypatch
     monkeypatch.setattr(adapted._programs, "one_by_one", watch)
     assert adapted.predict(images()).probabilities.shape == (10_000, 3)
     assert most == 64
-    del real
 
 
 def test_no_queries(adapted, model):
@@ -438,7 +435,3 @@ def test_wrong_arguments_are_one_clear_line(launch, letters, arguments, message)
     assert (status, out) == (2, "")
     assert err.count("error: ") == 1
     assert message in err
-
-
-def test_a_tiny_configuration_is_a_valid_one():
-    maml_jax.config.check(tiny_config())
