@@ -1,5 +1,7 @@
 """The command line: verbs, flags, configuration, and errors as one line."""
 
+import importlib
+import importlib.metadata
 import platform
 import re
 import shlex
@@ -29,6 +31,8 @@ usage: maml-jax [VERB] [--config NAME] [--workdir DIR] [--config.FIELD=VALUE ...
   evaluate   evaluate the run in --workdir, under the settings it was trained with unless told otherwise
   prepare    build the data set's store, verify it and say what is in it; with --check, verify the one that is there
   compare    train and evaluate all methods, each with its configuration beside --config, and print one table
+  export     write the model of a run as a folder of plain files; see maml-jax export --help
+  predict    tell the classes of your own pictures by a few of each; see maml-jax predict --help
 
   --config NAME           a configuration of configs/, or a file of yours (default: glyphs_5w1s, which needs no data)
   --workdir DIR           where checkpoints, metrics and results go (default: runs/NAME of the configuration)
@@ -46,6 +50,7 @@ fields, with their defaults (a configuration may override them):
 """
 
 _VERBS = ("train", "evaluate", "prepare", "compare")
+_WITH_ARGUMENTS_OF_THEIR_OWN = {"export": "maml_jax.weights", "predict": "maml_jax.classify"}
 _DEFAULT = "glyphs_5w1s"
 
 
@@ -75,6 +80,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    if arguments and arguments[0] in _WITH_ARGUMENTS_OF_THEIR_OWN:
+        return importlib.import_module(_WITH_ARGUMENTS_OF_THEIR_OWN[arguments[0]]).main(arguments[1:])
     if {"-h", "--help", "help"} & set(arguments):
         from maml_jax.describe import help_text
 
@@ -156,7 +163,10 @@ def _parse(arguments: list[str]) -> Request:
         config = config_lib.from_file(file, *given)
     config, verbs = _overridden(config, rest)
     if len(verbs) > 1 or not set(verbs) <= set(_VERBS):
-        raise ConfigError(f"cannot make sense of {' '.join(verbs)!r}; the verbs are {', '.join(_VERBS)}; see --help")
+        raise ConfigError(
+            f"cannot make sense of {' '.join(verbs)!r}; the verbs are {', '.join(_VERBS)}, "
+            f"and {', '.join(_WITH_ARGUMENTS_OF_THEIR_OWN)}, which come first; see --help"
+        )
     verb = (verbs or ["train"])[0]
     if values.check and verb != "prepare":
         raise ConfigError("--check goes with prepare: maml-jax prepare --check")
