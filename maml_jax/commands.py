@@ -3,6 +3,7 @@
 import contextlib
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import ml_collections
@@ -11,7 +12,7 @@ from maml_jax import config as config_lib
 from maml_jax import data, report, results
 from maml_jax import train as training
 from maml_jax.checkpoint import Checkpoints
-from maml_jax.errors import DataError
+from maml_jax.errors import ConfigError, DataError
 from maml_jax.evaluate import Evaluation, Evaluator
 from maml_jax.experiment import Experiment, stored_data
 from maml_jax.experiment.transfer import for_data
@@ -48,11 +49,59 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> Evaluation | N
     Raises:
       UserError: there is no run, or it does not fit the configuration.
     """
-    return _evaluate(*trained_run(config, workdir), workdir)
+    run = trained_run(config, workdir)
+    return _evaluate(run.experiment, run.state, workdir)
 
 
-def trained_run(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Experiment, MetaState]:
-    """The run in a work directory, to be tested under `config`: the experiment and what was learned.
+def audit(config: ml_collections.ConfigDict, workdir: Path, quick: bool = False) -> bool:
+    """Audits the run in a work directory, and writes `audit/report.md` there.
+
+    Args:
+      config: what it is tested under.
+      workdir: of the run.
+      quick: take a tenth of the tasks.
+
+    Returns:
+      Whether it passed: no prediction that should not depend on other queries does.
+
+    Raises:
+      UserError: there is no run, or it does not fit the configuration.
+    """
+    from maml_jax import audit as auditing  # draws pictures, which takes long to load
+    from maml_jax.audit.subject import Subject, protocol_of
+
+    if config.parallel.processes > 1:
+        raise ConfigError("an audit is made by one process", {"parallel.processes": 1})
+    run = trained_run(config, workdir)
+    subject = Subject.of(*run, quick)
+    protocol = protocol_of(run.config, run.experiment, run.state, subject)
+    folder = workdir / auditing.FOLDER
+    measures = auditing.audit(subject, protocol, run.experiment.stores, folder)
+    print(f"{measures['headline']['sentence']}\n{folder / 'report.md'}")
+    passed = measures["leak_certificate"].get("passed", True)
+    if not passed:
+        say("the audit failed: under a normalisation that is said to be inductive, predictions depend on other queries")
+    return passed
+
+
+class Run(NamedTuple):
+    """A trained run, to be tested.
+
+    Attributes:
+      config: what it is tested under.
+      trained: what it was trained under.
+      experiment: of `config`.
+      state: what was learned.
+    """
+
+    config: ml_collections.ConfigDict
+    trained: ml_collections.ConfigDict
+    experiment: Experiment
+    state: MetaState
+
+
+def trained_run(config: ml_collections.ConfigDict, workdir: Path) -> Run:
+    """The run in a work directory, to be tested under `config`.
 
     Raises:
       UserError: there is no run, or it does not fit the configuration.
@@ -66,7 +115,7 @@ def trained_run(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Exper
         config = for_data(config, trained, parameters)
     experiment = _start(config, workdir, trained)
     try:
-        return experiment, restore(experiment, workdir)
+        return Run(config, trained, experiment, restore(experiment, workdir))
     except DataError as error:
         raise _misfit(error, config, workdir) from error
 
