@@ -27,8 +27,8 @@ usage: maml-jax [VERB] [--config NAME] [--workdir DIR] [--config.FIELD=VALUE ...
   train      meta-train, then evaluate on the test split (the default). Run again on the same work directory, it goes on
              where it was.
   evaluate   evaluate the run in --workdir, under the settings it was trained with unless told otherwise
-  audit      say in audit/report.md how far that evaluation can be trusted: with other queries, fewer, label orders, ...;
-             run again, it goes on where it was; with --quick, on a tenth of the tasks
+  audit      write a report on how far that figure can be trusted: with fewer queries, each by itself, in other orders
+             of the labels, ...; run again, it goes on where it was; with --quick, a tenth of the tasks
   prepare    build the data set's store, verify it and say what is in it; with --check, verify the one that is there
   compare    train and evaluate all methods, each with its configuration beside --config, and print one table
 
@@ -64,7 +64,8 @@ def main(arguments: Sequence[str]) -> int:
       arguments: what follows the program's name.
 
     Returns:
-      The exit status: 0, 1 for an audit that failed, 2 for a mistake of the user's, 130 if stopped by Ctrl-C or SIGTERM.
+      The exit status: 0, 1 for an audit that failed, 2 for a mistake of the user's, 130 if stopped by Ctrl-C or
+      SIGTERM.
     """
     try:
         return _run(list(arguments))

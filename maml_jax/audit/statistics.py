@@ -11,6 +11,8 @@ from maml_jax.evaluate import interval95
 BINS = 15
 _POINT = 0.01  # of accuracy
 _RESAMPLES = 200
+_NOTHING = 1e-9  # a difference that is rounding
+_COUNTED = 10**6  # tasks, beyond which t is as good as normal
 
 
 def estimate(values: np.ndarray) -> dict[str, Any]:
@@ -47,12 +49,10 @@ def tasks_needed(deviation: float, gap: float) -> int | None:
       gap: the size of difference that is to be seen.
     """
     gap = abs(gap)
-    if not gap:
+    if gap < _NOTHING:
         return None
-    tasks = max(2, math.ceil((1.96 * deviation / gap) ** 2))  # never too many: t exceeds 1.96 or 1.95996...
-    while tasks > 2 and scipy.stats.t.ppf(0.975, tasks - 2) * deviation < gap * math.sqrt(tasks - 1):
-        tasks -= 1
-    while scipy.stats.t.ppf(0.975, tasks - 1) * deviation >= gap * math.sqrt(tasks) and deviation:
+    tasks = max(2, math.ceil((scipy.stats.norm.ppf(0.975) * deviation / gap) ** 2))  # too few, as t is larger
+    while tasks < _COUNTED and scipy.stats.t.ppf(0.975, tasks - 1) * deviation >= gap * math.sqrt(tasks):
         tasks += 1
     return tasks
 
