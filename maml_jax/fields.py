@@ -61,24 +61,14 @@ FIELDS = (
     free("data.download", True, ANY, "fetch raw files that are missing, where they can be had"),
     free("data.cache_dir", "", ANY, "folder for built stores; '' is the user's cache folder"),
     tied("data.image_size", 28, at_least(16), "side of the images that the model sees, in pixels"),
-    tied(
-        "data.stored_size",
-        0,
-        at_least(0),
-        "side of the images that are stored, in pixels, which augmentation starts from; 0 is image_size",
-    ),
+    tied("data.stored_size", 0, at_least(0), "side of stored images, which augmentation starts from; 0: image_size"),
     free(
         "data.placement",
         "auto",
         one_of(device="images in its memory", host="streamed from disk", auto="device if they fit"),
         "where images are during training and evaluation",
     ),
-    free(
-        "data.device_share",
-        0.5,
-        SHARE,
-        "for placement=auto: largest share of the device's memory that the images may take",
-    ),
+    free("data.device_share", 0.5, SHARE, "for placement=auto: largest share of the device's memory for images"),
     tied(
         "data.split",
         "",
@@ -104,12 +94,7 @@ FIELDS = (
         "for folder: how many folders, one in the other, name a class; 0: as the folder plainly has it",
     ),
     tied("data.skip_small", False, ANY, "leave out classes that have fewer images than the tasks need"),
-    tied(
-        "data.rotations",
-        False,
-        ANY,
-        "in training, a class turned by 90, 180 or 270 degrees counts as a class of its own",
-    ),
+    tied("data.rotations", False, ANY, "in training, classes turned by 90, 180, 270 degrees are classes of their own"),
     tied(
         "data.normalize",
         "none",
@@ -242,7 +227,7 @@ FIELDS = (
         at_least(0),
         "meta-steps between validations, which pick the best checkpoint; 0: never",
     ),
-    free("train.validation_tasks", 200, at_least(1), "tasks of the validation split, the same ones every time"),
+    free("train.validation_tasks", 200, at_least(2), "tasks of the validation split, the same ones every time"),
     free("train.checkpoint_every", 1000, at_least(1), "meta-steps between checkpoints to resume from"),
     # parallel
     free("parallel.backend", "shard_map", one_of(*BACKENDS), "how tasks are spread, with the same result"),
@@ -267,10 +252,7 @@ FIELDS = (
     free("eval.way", Same("task.way"), at_least(1), "classes; another number needs model.head=zero"),
     free("eval.shot", Same("task.shot"), at_least(1), "support images per class"),
     free(
-        "eval.query",
-        Same("task.query"),
-        at_least(1),
-        "query images per class; accuracy depends on it if query images are normalised together",
+        "eval.query", Same("task.query"), at_least(1), "query images per class; accuracy depends on it if transductive"
     ),
     free("eval.steps", Same("inner.steps"), at_least(0), "inner steps at test"),
     free(

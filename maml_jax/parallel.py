@@ -59,6 +59,20 @@ def my_share(tasks: int) -> jax.Array:
     return lax.axis_index(AXIS) * share + jnp.arange(share, dtype=jnp.int32)
 
 
+def mean_over(axis: str, tree: PyTree) -> PyTree:
+    """The mean of float arrays over the devices of a mapped axis, all of them in one collective.
+
+    A collective waits for the slowest device, and takes some microseconds however little it reduces.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    if not leaves or lax.axis_size(axis) == 1:
+        return tree
+    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
+    parts = jnp.split(lax.pmean(jnp.concatenate([jnp.ravel(leaf) for leaf in leaves]), axis), ends)
+    same = [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
+    return jax.tree.unflatten(structure, same)
+
+
 def agreed(flag: bool) -> bool:
     """Whether `flag` is set in any process."""
     if jax.process_count() == 1:

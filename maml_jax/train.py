@@ -119,6 +119,7 @@ class _Run:
         )
         self._advance = spread(run, experiment.devices, experiment.backend, donate=(0,))
         self._validator = Evaluator(experiment, "val") if t.validate_every else None
+        self._protocol = {**experiment.testing.facts, "steps": experiment.testing.steps}
         self._report = _Report(t, metrics, meter)
 
     def take(self, state: MetaState) -> MetaState:
@@ -126,6 +127,8 @@ class _Run:
         t, step = self._training, int(state.step)
         state = replicate(state, self._devices)
         if not t.steps:  # what there is to evaluate is the start
+            if self._validator:
+                self._validate(step, state)
             self._save(step, state)
         if step < t.steps:
             say("compiling the meta-step; this takes a moment the first time")
@@ -170,13 +173,15 @@ class _Run:
         self._report.show_last()
         with self._meter.paused():
             result = self._validator(state.params, state.stats, self._training.validation_tasks)
+            protocol = {**self._protocol, "tasks": self._training.validation_tasks}
             facts = self._checkpoints.facts("best")
-            best = facts.get("score", facts.get("accuracy", -math.inf))
+            same = facts.get("protocol", protocol) == protocol  # else the scores cannot be compared
+            best = facts.get("score", facts.get("accuracy", -math.inf)) if same else -math.inf
             self._metrics.write(step, "val", **result.means)
             mark = ""
             if result.score > best:  # which no number that is not one fulfils
                 _check_finite(step, state)
-                self._checkpoints.save("best", step, state, score=result.score)
+                self._checkpoints.save("best", step, state, score=result.score, protocol=protocol)
                 mark = ", the best so far"
         say(f"step {step:>6}  validation {result}{mark}")
 

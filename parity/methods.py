@@ -65,6 +65,7 @@ METHODS = {
     ),
     "metabn": Method({"model.norm": "metabn"}, model={"norm": "metabn"}),
     "tasknorm": Method({"model.norm": "tasknorm"}, model={"norm": "tasknorm"}),
+    "reptile": Method({"outer.method": "reptile"}, gradient="reptile_gradient"),
     "summed_loss": Method({"model.loss": "summed_cross_entropy"}, model={"summed_loss": True}),
 }
 

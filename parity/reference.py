@@ -446,6 +446,22 @@ def meta_gradient(
     return MetaGradient(torch.stack(losses).mean(), torch.stack(logits), grads, carried, episode_stats)
 
 
+def reptile_gradient(
+    spec: ModelSpec, inner: InnerSpec, params: Tensors, stats: Tensors, episodes: Episodes
+) -> MetaGradient:
+    """Reptile's: the mean over episodes of the parameters before adaptation less those after it."""
+    leaves, count = start(inner, params), len(episodes.support_x)
+    grads, losses, logits = dict.fromkeys(leaves, 0), [], []
+    for episode in zip(*episodes, strict=True):
+        adapted, after = adapt(spec, inner, leaves, stats, *episode[:2], training=True)
+        for name, value in leaves.items():
+            grads[name] = grads[name] + (value - adapted[name]).detach() / count
+        asked = query(spec, adapted, after, episode[0], episode[2], training=True, steps=inner.n_step)[0].detach()
+        losses.append(spec.loss(asked, episode[3]))
+        logits.append(asked)
+    return MetaGradient(torch.stack(losses).mean(), torch.stack(logits), grads, {}, [])
+
+
 def evaluate(spec: ModelSpec, inner: InnerSpec, params: Tensors, stats: Tensors, episodes: Episodes) -> Tensor:
     """Query logits, `[episodes, way * query, way]`, in evaluation mode; `stats` are used but never updated."""
     leaves, logits = start(inner, params), []

@@ -72,6 +72,7 @@ def test_train_evaluate_resume(launch, tmp_path):
         "query": 2,
         "inner_steps": 1,
         "augment": "none",
+        "normalize": "none",
         "norm": "batch",
         "transductive": True,
         "checkpoint": "best",
@@ -337,20 +338,20 @@ def test_as_a_process(tmp_path, cache):
 
 
 def test_sinusoid(launch, tmp_path):
+    workdir = tmp_path / "run"
     arguments = ["--config.train.steps=40", "--config.train.report_every=20", "--config.eval.tasks=7"]
-    status, out, err = launch("--config", ROOT / "configs" / "sinusoid.py", "--workdir", tmp_path / "run", *arguments)
+    status, out, err = launch("--config", "sinusoid", "--workdir", workdir, *arguments)
     assert status == 0
-    assert "mean squared error over 7 tasks, 10 shots" in out
-    assert "accuracy" not in err
-    report = json.loads((tmp_path / "run" / "eval.json").read_text())
-    errors = np.load(tmp_path / "run" / "eval_tasks.npz")
-    for name in ("maml", "joint"):
-        assert list(report["mean_squared_error"][name]) == ["0", "1", "5", "10"]
-        assert errors[name].shape == (7, 11)
-        for steps, figure in report["mean_squared_error"][name].items():
-            np.testing.assert_allclose(figure["mean"], errors[name][:, int(steps)].mean(), rtol=1e-6)
-    assert (tmp_path / "run" / "report" / "sinusoid.png").stat().st_size > 10_000
-    assert (tmp_path / "run" / "joint" / "checkpoints" / "latest" / "40").exists()
+    assert re.match(r"test loss \d+\.\d+ ± \d+\.\d+ over 7 tasks, 1-way 10-shot", out)
+    assert "accuracy" not in err + out
+    report = json.loads((workdir / "eval.json").read_text())
+    losses = np.load(workdir / "eval_tasks.npz")["losses_by_step"]
+    assert losses.shape == (7, 11)
+    assert [row["steps"] for row in report["by_step"]] == list(range(11))
+    for row in report["by_step"]:
+        np.testing.assert_allclose(row["loss"], losses[:, row["steps"]].mean(), rtol=1e-6)
+        assert f"after {row['steps']:>2} steps  loss {row['loss']:.4f} ± {row['loss_ci95']:.4f}" in out
+    assert (workdir / "report" / "curves.png").stat().st_size > 10_000
 
 
 METHODS = {

@@ -134,7 +134,7 @@ BOUNDARIES = {
     "train.tasks": (1,),
     "train.tasks_at_once": (0, 1, 4),
     "train.report_every": (1, 2**31 - 1),
-    "train.validation_tasks": (1,),
+    "train.validation_tasks": (2,),
     "train.checkpoint_every": (1,),
     "parallel.devices": (0, 1),
     "parallel.cpu_devices": (0, 1),
@@ -178,7 +178,7 @@ REFUSED = {
     "train.tasks_at_once": (-1, 3, 8),
     "train.report_every": (0, 2**31),
     "train.validate_every": (-1, 0),  # 0 goes with eval.checkpoint='latest' only
-    "train.validation_tasks": (0,),
+    "train.validation_tasks": (1,),
     "train.checkpoint_every": (0,),
     "parallel.devices": (-1,),
     "parallel.cpu_devices": (-1,),

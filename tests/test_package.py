@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def installed(tmp_path_factory):
     copy, target = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("installed")
     for folder in ("maml_jax", "parity", "configs"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, copy)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps"]
     subprocess.run([*pip, "--no-build-isolation", "--target", target, copy], check=True, capture_output=True)
@@ -34,6 +35,12 @@ def installed(tmp_path_factory):
         return done.returncode, done.stdout + done.stderr, target
 
     return run
+
+
+def test_every_package_is_in_the_wheel():
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    there = {path.parent for top in ("maml_jax", "parity") for path in (ROOT / top).rglob("__init__.py")}
+    assert listed == {".".join(path.relative_to(ROOT).parts) for path in there} | {"maml_jax.presets"}
 
 
 def test_command_of_the_wheel(installed):

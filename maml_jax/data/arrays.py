@@ -1,22 +1,15 @@
 """Data sets that come as one file of images and labels per split: pickles and NumPy archives."""
 
-import contextlib
 import functools
-import math
 import re
-import struct
-import tempfile
-import tokenize
-import weakref
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from maml_jax.data import images, pixels, safe_pickle
+from maml_jax.data import images
 from maml_jax.data.account import Account
 from maml_jax.data.source import SPLITS, ClassImages
 from maml_jax.errors import DataError
@@ -25,17 +18,6 @@ NUMBERED = "pairs of splits whose classes have only numbers for names, so that n
 _LABEL_KEYS = ("labels", "label_specific")  # of tiered-ImageNet
 _WORDNET = re.compile(r"n\d{8}")
 _CHUNK = 1 << 24  # bytes
-_NPZ_DAMAGE = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    zipfile.BadZipFile,
-    zlib.error,
-    NotImplementedError,  # an unknown compression
-    RuntimeError,  # encrypted
-    tokenize.TokenError,  # NumPy reads the header as Python
-)
 
 
 class Labelled(NamedTuple):
@@ -45,11 +27,15 @@ class Labelled(NamedTuple):
       take: gives those at some places: uint8 `[places, height, width, 3]`, RGB.
       labels: one integer per image.
       names: names of the labels, as far as the files tell.
+      left_out: images that are not used, by reason.
+      notes: what else is to be known, by reason.
     """
 
     take: Callable[[np.ndarray], np.ndarray]
     labels: np.ndarray
     names: Mapping[int, str]
+    left_out: Mapping[str, Sequence[str]] = MappingProxyType({})
+    notes: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
 class ArraySplits:
@@ -72,12 +58,12 @@ class ArraySplits:
 
     def classes_of(self, split: str) -> list[ClassImages]:
         """Lists the classes of a split, by label."""
-        _, labels, names = self._read(split)
+        found = self._read(split)
+        labels, names = found.labels, found.names
         origin = str(self._origins[split])
         # Without names, the split is part of them because some files number the classes of every split from 0.
         named = set(labels.tolist()) <= names.keys()
-        if not named:
-            self._note(split, set(labels.tolist()))
+        self._tell(split, found, set() if named else set(labels.tolist()))
         counted = zip(*(x.tolist() for x in np.unique(labels, return_counts=True)), strict=True)
         return [
             ClassImages(
@@ -89,16 +75,20 @@ class ArraySplits:
             for label, count in counted
         ]
 
-    def _note(self, split: str, numbers: set[int]) -> None:
-        """Notes splits that count their classes from the same number: whether they share some, nothing tells."""
-        others = [other for other, known in self._numbers.items() if other != split and known & numbers]
-        if split not in self._numbers:
-            self._account.notes.add(NUMBERED, [f"{other} and {split}" for other in others])
+    def _tell(self, split: str, found: Labelled, numbers: set[int]) -> None:
+        """Tells the account once of a split, and of others that count their classes from the same number."""
+        if split in self._numbers:
+            return
+        others = [f"{other} and {split}" for other, known in self._numbers.items() if known & numbers]
         self._numbers[split] = numbers
+        self._account.notes.add(NUMBERED, others)
+        for tally, by_reason in ((self._account.left_out, found.left_out), (self._account.notes, found.notes)):
+            for reason, names in by_reason.items():
+                tally.add(reason, names)
 
     def _load(self, split: str, label: int) -> np.ndarray:
-        take, labels, _ = self._read(split)
-        return images.resize_all(take(np.flatnonzero(labels == label)), self._image_size)
+        found = self._read(split)
+        return images.resize_all(found.take(np.flatnonzero(found.labels == label)), self._image_size)
 
     def _read(self, split: str) -> Labelled:
         if self._held is None or self._held[0] != split:
@@ -117,87 +107,6 @@ def find(root: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Path]:
     return found
 
 
-def read_pickle(file: Path, native: int = 0) -> Labelled:
-    """Reads a pickled dict of `data`, uint8 `[images, height, width, 3]`, and `labels`, one integer per image.
-
-    Args:
-      file: the pickle.
-      native: if not 0, the height and width that the images must have.
-
-    Raises:
-      DataError: if it holds anything else, which is not executed.
-    """
-    content = require(safe_pickle.load(file), ["data", "labels"], file)
-    data = as_array(content["data"], file, "data")
-    _check_images(data.dtype, data.shape, f"{file}: 'data'", native)
-    labels = _check_labels(content["labels"], len(data), file, "labels")
-    named = content.get("catname2label")
-    pairs = named.items() if isinstance(named, dict) else ()
-    names = {label: name for name, label in pairs if isinstance(name, str) and isinstance(label, int | np.integer)}
-    return Labelled(data.__getitem__, labels, names)
-
-
-def read_npz(file: Path, labels_file: Path) -> Labelled:
-    """Reads `images` of a NumPy archive, uint8 `[images, height, width, 3]`, **BGR**, with a pickled dict of labels.
-
-    The images stay on disk: in the archive itself, or in a temporary file if that is compressed.
-
-    Raises:
-      DataError: if the files are damaged, hold anything else, or differ in number.
-    """
-    array = _open_npz(file, "images")
-    _check_images(array.dtype, array.shape, f"{file}: 'images'")
-    labels, names = _read_labels(labels_file, array.shape[0], file)
-    return Labelled(lambda places: array[places][..., ::-1], labels, names)
-
-
-def read_encoded(file: Path, labels_file: Path) -> Labelled:
-    """Reads a pickled list of images, each a PNG file as an array of bytes, with a pickled dict of labels.
-
-    OpenCV wrote the files from BGR arrays and swapped the channels on the way, so that what any other program reads of
-    them is RGB.
-
-    Raises:
-      DataError: if the files are damaged, hold anything else, differ in number, or the images in size.
-    """
-    encoded = safe_pickle.load(file)
-    if not isinstance(encoded, list | tuple | np.ndarray) or not all(
-        isinstance(x, np.ndarray | bytes) for x in encoded
-    ):
-        raise DataError(f"{file} holds a {type(encoded).__name__}, expected a list of PNG files as arrays")
-    labels, names = _read_labels(labels_file, len(encoded), file)
-
-    def decode(place: int) -> np.ndarray:
-        return np.asarray(pixels.decode(bytes(encoded[place]), "RGB", f"{place} of {file}"))
-
-    def take(places: np.ndarray) -> np.ndarray:
-        decoded = [decode(place) for place in places]
-        for place, image in zip(places, decoded, strict=True):
-            if image.shape != shape:
-                raise DataError(
-                    f"the image {place} of {file} is {image.shape[1]} x {image.shape[0]} pixels, but the first is "
-                    f"{shape[1]} x {shape[0]}"
-                )
-        return np.stack(decoded)
-
-    shape = decode(0).shape if len(encoded) else (0, 0, 3)
-    return Labelled(take, labels, names)
-
-
-def _read_labels(file: Path, count: int, images_file: Path) -> tuple[np.ndarray, dict[int, str]]:
-    """tiered-ImageNet's labels, under either of the keys in use, and their names where given."""
-    content = safe_pickle.load(file)
-    found = [key for key in _LABEL_KEYS if isinstance(content, dict) and {key, key.encode()} & content.keys()]
-    key = found[0] if found else _LABEL_KEYS[0]
-    content = require(content, [key], file)
-    labels = _check_labels(content[key], count, file, key, f" in {images_file}")
-    names = content.get(f"{key}_str", [])
-    names = np.ravel(names).tolist() if isinstance(names, np.ndarray) else names
-    # WordNet's numbers are unique; its words are not: two of ImageNet's classes are called 'crane'.
-    known = isinstance(names, list) and all(isinstance(name, str) and _WORDNET.fullmatch(name) for name in names)
-    return labels, dict(enumerate(names)) if known else {}
-
-
 def require(content: Any, keys: Sequence[str], origin: object) -> dict[str, Any]:
     """An unpickled dict with text for keys, where Python 2 or 3 may have left bytes.
 
@@ -213,7 +122,12 @@ def require(content: Any, keys: Sequence[str], origin: object) -> dict[str, Any]
     return content
 
 
-def _check_images(dtype: np.dtype, shape: tuple[int, ...], what: str, native: int = 0) -> None:
+def check_images(dtype: np.dtype, shape: tuple[int, ...], what: str, native: int = 0) -> None:
+    """Refuses what is not uint8 `[images, height, width, 3]`, or of another size than `native` if that is not 0.
+
+    Raises:
+      DataError: if it is not.
+    """
     if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or not shape[1] * shape[2]:
         raise DataError(f"{what} is {dtype} {list(shape)}, expected uint8 [images, height, width, 3]")
     if native and shape[1:3] != (native, native):
@@ -241,65 +155,14 @@ def _odd_one_out(value: Any) -> str:
     return "" if odd is None else f": the first is {list(shapes[0])}, number {odd} is {list(shapes[odd])}"
 
 
-def _check_labels(value: Any, count: int, file: Path, key: str, where: str = "") -> np.ndarray:
+def check_labels(value: Any, count: int, file: Path, key: str, where: str = "") -> np.ndarray:
+    """The labels of `count` images.
+
+    Raises:
+      DataError: if they are not one integer each.
+    """
     labels = as_array(value, file, key)
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
         found = f"{labels.dtype} {list(labels.shape)}"
         raise DataError(f"{file}: '{key}' is {found}, expected one integer for each of {count} images{where}")
     return labels
-
-
-class _Rows:
-    """The rows of an uncompressed `.npy` of `size` bytes that begins at `start` of an open file.
-
-    Read rather than mapped, so that the pages do not count as this process's memory.
-    """
-
-    def __init__(self, file: BinaryIO, start: int, size: int):
-        self._file = file
-        weakref.finalize(self, file.close)
-        file.seek(start)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        self.shape, fortran, self.dtype = read_header[np.lib.format.read_magic(file)](file)
-        if self.dtype.hasobject or fortran:
-            raise ValueError("an array of objects, or one in Fortran's order")
-        self._start = file.tell()
-        content = start + size - self._start
-        if min(self.shape, default=0) < 0 or math.prod(self.shape) * self.dtype.itemsize != content:
-            raise ValueError(f"an array of shape {list(self.shape)} in {content} bytes")
-
-    def __getitem__(self, places: np.ndarray) -> np.ndarray:
-        """The rows at ascending `places`."""
-        rows = np.empty((len(places), *self.shape[1:]), self.dtype)
-        runs = np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) != 1) + 1)
-        for run in runs:
-            self._file.seek(self._start + int(places[run[0]]) * rows[0].nbytes)
-            self._file.readinto(rows[run[0] : run[-1] + 1].data.cast("B"))
-        return rows
-
-
-def _open_npz(file: Path, key: str) -> _Rows:
-    """Opens one array of a NumPy archive, after a check of its checksum."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            if f"{key}.npy" not in archive.namelist():
-                raise DataError(f"{file} has the keys {', '.join(archive.namelist())}, expected '{key}'")
-            info = archive.getinfo(f"{key}.npy")
-            stored = info.compress_type == zipfile.ZIP_STORED
-            with contextlib.ExitStack() as stack:
-                raw = stack.enter_context(file.open("rb") if stored else tempfile.TemporaryFile())  # noqa: SIM115
-                with archive.open(info) as content:
-                    while chunk := content.read(_CHUNK):  # raises at the end if the checksum is wrong
-                        if not stored:
-                            raw.write(chunk)
-                start = 0
-                if stored:
-                    raw.seek(info.header_offset + 26)  # the lengths of two fields, after which the content begins
-                    start = info.header_offset + 30 + sum(struct.unpack("<HH", raw.read(4)))
-                rows = _Rows(raw, start, info.file_size)
-                stack.pop_all()  # it closes the file itself
-                return rows
-    except DataError:
-        raise
-    except _NPZ_DAMAGE as error:
-        raise DataError(f"cannot read {file}: {error}; download it again") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maml_jax.data import arrays, folder, images, safe_pickle
+from maml_jax.data import arrays, folder, hdf5, images, pickled, safe_pickle
 from maml_jax.data.account import Account
 from maml_jax.data.archive import Tree, open_tree
 from maml_jax.data.dataset import DataSet
@@ -39,6 +39,7 @@ ARCHIVE = Download(
 )
 _STATISTICS = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 _PREFIXES = {"cifar_fs": "CIFAR_FS_", "fc100": "FC100_"}
+_HDF5_FOLDERS = {"cifar_fs": ["cifar-fs", "cifar100/cifar-fs"], "fc100": ["fc100", "cifar100/fc100"]}
 _OFFICIAL = "cifar-100-python"
 
 
@@ -58,11 +59,13 @@ def source(root: str | os.PathLike[str], name: str, image_size: int = IMAGE_SIZE
     """
     root = Path(root)
     account = Account(f"that of {_CITATIONS[name]}")
-    pickles = arrays.find(root, {split: (f"{_PREFIXES[name]}{split}.pickle", f"{split}.pickle") for split in SPLITS})
+    pickles = arrays.find(root, {split: _names(name, split) for split in SPLITS})
     if len(pickles) == len(SPLITS):
         read = functools.partial(_read_pickle, pickles, name)
         classes_of = arrays.ArraySplits(read, pickles, image_size, account).classes_of
         files = [stamp(file) for file in pickles.values()]
+    elif found := hdf5.find(root, name, image_size, account.rule, _HDF5_FOLDERS[name]):
+        return found
     elif tree := _find_official(root):
         classes_of = _Official(tree, name, image_size).classes_of
         files = [stamp(tree.path)] if tree.path.is_file() else [stamp(tree.path / part) for part in ("train", "test")]
@@ -78,6 +81,10 @@ def source(root: str | os.PathLike[str], name: str, image_size: int = IMAGE_SIZE
     return Source(f"{name}-{image_size}", fingerprint, shape, LazySplits(SPLITS, classes_of), account)
 
 
+def _names(name: str, split: str) -> list[str]:
+    return [f"{prefix}{split}.{suffix}" for suffix in ("pickle", "pkl") for prefix in (_PREFIXES[name], "")]
+
+
 def fine_labels() -> list[str]:
     """The names of CIFAR-100's fine labels, in the order of their numbers, which is the alphabet's."""
     return sorted(name for names in published_split("cifar_fs").values() for name in names)
@@ -85,7 +92,7 @@ def fine_labels() -> list[str]:
 
 def _read_pickle(pickles: dict[str, Path], name: str, split: str) -> arrays.Labelled:
     """Reads a split's pickle; labels that are CIFAR-100's own for exactly that split's classes get their names."""
-    labelled = arrays.read_pickle(pickles[split], IMAGE_SIZE)
+    labelled = pickled.read(pickles[split], IMAGE_SIZE)
     numbered = {label: fine for label, fine in enumerate(fine_labels()) if fine in published_split(name)[split]}
     return labelled._replace(names=numbered) if set(labelled.labels.tolist()) == set(numbered) else labelled
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from maml_jax.data import folder
+from maml_jax.data import folder, hdf5
 from maml_jax.data.account import Account
 from maml_jax.data.archive import Tree
 from maml_jax.data.augment import IMAGENET_STATISTICS
@@ -61,6 +61,8 @@ def source(root: str | os.PathLike[str], split: str = "", image_size: int = 84) 
     root = Path(root)
     if not root.exists():
         raise _missing(root)
+    if found := hdf5.find(root, "cub200", image_size, "as the JSON files of labels have it", ["cub"]):
+        return found
     tree = folder.open_root(root, ARCHIVE.file)
     fingerprint = {"version": VERSION, "split": split, "files": [tree.stamp()]}
     listing = functools.partial(_feat if split == "feat" else _closerlook, tree)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from maml_jax.data import images, pixels
+from maml_jax.data import hdf5, images, pixels
 from maml_jax.data.account import Account
 from maml_jax.data.archive import Tree, is_archive, open_tree
 from maml_jax.data.dataset import DataSet, DataSettings
@@ -51,6 +51,7 @@ def source(
 
         - a folder for each split, `train/`, `val/` and `test/` or by another usual name, each with a folder per class;
         - lists of images, of classes, or of both; see `lists` and `list_forms`. A split may be lacking;
+        - HDF5 files with JSON files of labels; see `hdf5`;
         - a folder per class: 64, 16 and 20 % of the classes, drawn by the seed.
 
       look: what images are made into, bilinearly with antialiasing; a number stands for colour of that side.
@@ -67,6 +68,8 @@ def source(
     """
     check_name(split)
     look = Look(look) if isinstance(look, int) else look
+    if not split and (found := hdf5.find(root, "folder", look.size, "as the JSON files of labels have it")):
+        return found
     tree = open_root(Path(root))
     chosen = JsonSplit(Path(split)) if split.endswith(".json") else None
     asked, account = _Asked(split, seed, class_depth, smallest), Account()
@@ -108,7 +111,10 @@ def _as_found(tree: Tree, asked: _Asked, account: Account) -> Listing:
     if listing := listed(tree, account, asked.class_depth, shared, IMAGES):
         return listing
     refuse_unread(tree)
-    if starts and others:
+    if starts and not others:
+        named = [folder for folders in starts.values() for folder in folders]
+        raise DataError(f"{tree.path} has images in the folders {', '.join(named)}, but in no class folders there")
+    if starts:
         named, rest = [folder for folders in starts.values() for folder in folders], others[:5]
         raise DataError(
             f"{tree.path} has folders that are named after splits, {', '.join(named)}, beside others, such as "

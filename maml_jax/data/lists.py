@@ -77,15 +77,20 @@ def _places(tree: Tree) -> dict[str, list[str]]:
         place = f"{folder}/" if folder else ""
         if name.lower().endswith(LIST_SUFFIXES) and (place in outside or place not in with_images):
             found[place].append(name)
-    known = [f"{start}{folder}" for start in outside for folder in LIST_FOLDERS]
+    known = _usual(tree)
     order = [*(place for place in known if place in found), *(place for place in found if place not in known)]
     return {place: found[place] for place in dict.fromkeys(order)}
+
+
+def _usual(tree: Tree) -> list[str]:
+    """The folders where lists are usual."""
+    return [f"{start}{folder}" for start in _above(f"{base_of(tree)}x") for folder in LIST_FOLDERS]
 
 
 def _refuse_several(tree: Tree, places: Mapping[str, Sequence[str]]) -> None:
     """Refuses lists in several folders, none of which is one where lists are usual."""
     full = [place for place, files in places.items() if any(split_of(_stem(file), strict=False) for file in files)]
-    if len(full) > 1 and not any(full[0] == f"{start}{folder}" for start in _above(full[0]) for folder in LIST_FOLDERS):
+    if len(full) > 1 and full[0] not in _usual(tree):
         raise DataError(
             f"{tree.path} has lists of splits in several folders: {', '.join(full)}; the ones to use belong in splits/"
         )

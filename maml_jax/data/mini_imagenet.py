@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from maml_jax.data import arrays, folder
+from maml_jax.data import arrays, folder, hdf5, pickled
 from maml_jax.data.account import Account
 from maml_jax.data.archive import Folder
 from maml_jax.data.augment import IMAGENET_STATISTICS
@@ -26,6 +26,13 @@ TERMS = (
     "split, Ravi and Larochelle, 'Optimization as a Model for Few-Shot Learning' (2017)."
 )
 _LONG_PREFIX = "miniImageNet_category_split_"
+
+
+def _others(split: str) -> list[str]:
+    names = ("mini-imagenet-cache-", "mini_imagenet_", "miniimagenet_", "mini-imagenet-", "miniImageNet_", "")
+    return [f"{name}{split}.{suffix}" for name in names for suffix in ("pkl", "pickle")]
+
+
 # The other two pickles of the set, train_phase_val and train_phase_test, hold more images of the training classes.
 _PICKLES = {
     "train": (
@@ -33,9 +40,10 @@ _PICKLES = {
         "train_phase_train.pickle",
         "mini_imagenet_train.pickle",
         "train.pickle",
+        *_others("train"),
     ),
-    "val": (f"{_LONG_PREFIX}val.pickle", "val.pickle", "mini_imagenet_val.pickle"),
-    "test": (f"{_LONG_PREFIX}test.pickle", "test.pickle", "mini_imagenet_test.pickle"),
+    "val": (f"{_LONG_PREFIX}val.pickle", "val.pickle", "mini_imagenet_val.pickle", *_others("val")),
+    "test": (f"{_LONG_PREFIX}test.pickle", "test.pickle", "mini_imagenet_test.pickle", *_others("test")),
 }
 
 
@@ -46,7 +54,8 @@ def source(root: str | os.PathLike[str], image_size: int = 84) -> Source:
       root: folder with the pickles, `[miniImageNet_category_split_]{train_phase_train,val,test}.pickle`, each a dict of
         `data` (uint8 `[images, 84, 84, 3]`) and `labels` (one integer per image); or with `images/` and the lists
         `[ravi_]{train,val,test}.csv` of lines `filename,label`, which may also be in `splits/`; or with class folders
-        in `train/`, `val/` and `test/`. Pickles go first, then lists.
+        in `train/`, `val/` and `test/`. Pickles of other forms and names, and HDF5 files, are read as well; see
+        `pickled` and `hdf5`. Pickles go first, then HDF5, then lists.
       image_size: side of the images in pixels; images of another size are resized, bilinearly with antialiasing.
 
     Raises:
@@ -58,9 +67,11 @@ def source(root: str | os.PathLike[str], image_size: int = 84) -> Source:
     account = Account("Ravi and Larochelle's, as the files have it")
     pickles = arrays.find(root, _PICKLES)
     if len(pickles) == len(SPLITS):
-        splits = arrays.ArraySplits(lambda split: arrays.read_pickle(pickles[split]), pickles, image_size, account)
+        splits = arrays.ArraySplits(lambda split: pickled.read(pickles[split]), pickles, image_size, account)
         fingerprint = {"version": VERSION, "files": [stamp(file) for file in pickles.values()]}
         return Source(name, fingerprint, shape, LazySplits(SPLITS, splits.classes_of), account)
+    if found := hdf5.find(root, "mini_imagenet", image_size, account.rule, ["miniimagenet"]):
+        return found
     tree = Folder(root)
     if root.is_dir():
         for form in (listed, split_folders):

@@ -152,6 +152,10 @@ _GLOBALS: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _encode,
     ("__builtin__", "bytes"): lambda: b"",  # how Python 3 writes no bytes in Python 2's formats
+    ("collections", "OrderedDict"): dict,
+    ("collections", "defaultdict"): lambda kind=None: {},
+    ("__builtin__", "list"): list,  # as a defaultdict's kind
+    ("builtins", "list"): list,
 }
 for _package in ("numpy.core", "numpy._core"):  # before and since NumPy 2
     _GLOBALS[f"{_package}.multiarray", "_reconstruct"] = _Array

@@ -7,7 +7,7 @@ in class folders.
 import os
 from pathlib import Path
 
-from maml_jax.data import arrays, folder
+from maml_jax.data import arrays, folder, hdf5, npz, pickled
 from maml_jax.data.account import Account
 from maml_jax.data.archive import Folder
 from maml_jax.data.dataset import DataSet
@@ -23,7 +23,13 @@ TERMS = (
     "(2018)."
 )
 _STATISTICS = ((0.478, 0.456, 0.410), (0.279, 0.274, 0.286))
-_FORMS = (("_images.npz", arrays.read_npz), ("_images_png.pkl", arrays.read_encoded))
+_FORMS = (
+    ("_images.npz", npz.read_npz),
+    ("_images_png.pkl", npz.read_encoded),
+    ("_images_png.pickle", npz.read_encoded),
+    ("_images.pkl", npz.read_encoded),
+)
+_PREFIXES = ("tiered-imagenet-cache-", "tiered_imagenet_", "tieredimagenet_", "tiered-imagenet-", "tieredImageNet_", "")
 
 
 def source(root: str | os.PathLike[str], image_size: int = 84) -> Source:
@@ -34,7 +40,8 @@ def source(root: str | os.PathLike[str], image_size: int = 84) -> Source:
         names, `label_specific_str`), and either `{train,val,test}_images.npz`, of which `images` is uint8
         `[images, 84, 84, 3]` in the order blue, green, red, or `{train,val,test}_images_png.pkl`, each a list of PNG
         files; or with class folders in `train/`, `val/` and `test/`; or with class folders by WordNet number, as in
-        ImageNet, of which others than these 608 are left out.
+        ImageNet, of which others than these 608 are left out. Pickles of whole splits and HDF5 files are read as well;
+        see `pickled` and `hdf5`.
       image_size: side of the images in pixels; images of another size are resized, bilinearly with antialiasing.
 
     Raises:
@@ -43,7 +50,7 @@ def source(root: str | os.PathLike[str], image_size: int = 84) -> Source:
     root = Path(root)
     name, shape = f"tiered_imagenet-{image_size}", (image_size, image_size, 3)
     account = Account("Ren et al.'s, as the files have it")
-    labels = arrays.find(root, {split: [f"{split}_labels.pkl"] for split in SPLITS})
+    labels = arrays.find(root, {split: [f"{split}_labels.pkl", f"{split}_labels.pickle"] for split in SPLITS})
     for suffix, read in _FORMS:
         files = arrays.find(root, {split: [f"{split}{suffix}"] for split in SPLITS})
         if len(files) == len(labels) == len(SPLITS):
@@ -51,6 +58,14 @@ def source(root: str | os.PathLike[str], image_size: int = 84) -> Source:
             splits = arrays.ArraySplits(read_split, files, image_size, account)
             fingerprint = {"version": VERSION, "files": [stamp(file) for file in (*files.values(), *labels.values())]}
             return Source(name, fingerprint, shape, LazySplits(SPLITS, splits.classes_of), account)
+    names = {s: [f"{prefix}{s}.{end}" for prefix in _PREFIXES for end in ("pkl", "pickle")] for s in SPLITS}
+    whole = arrays.find(root, names)
+    if len(whole) == len(SPLITS):
+        splits = arrays.ArraySplits(lambda split: pickled.read(whole[split]), whole, image_size, account)
+        fingerprint = {"version": VERSION, "files": [stamp(file) for file in whole.values()]}
+        return Source(name, fingerprint, shape, LazySplits(SPLITS, splits.classes_of), account)
+    if found := hdf5.find(root, "tiered_imagenet", image_size, account.rule, ["tieredimagenet"]):
+        return found
     if root.is_dir():
         tree = Folder(root)
         listing = split_folders(tree)

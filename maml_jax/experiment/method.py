@@ -10,6 +10,7 @@ import optax
 from maml_jax.meta.inner import InnerLoop, all_but, descent
 from maml_jax.meta.outer import Annealing, Maml, Method
 from maml_jax.meta.rates import LearnedRates
+from maml_jax.meta.reptile import Reptile
 from maml_jax.nn.classifier import Classifier
 from maml_jax.nn.encoders import encoder
 from maml_jax.nn.head import LinearHead
@@ -36,7 +37,13 @@ def _maml(learner: FlaxLearner, inner: InnerLoop, config: ml_collections.ConfigD
     return Maml(learner, inner, config.inner.steps, Annealing(config.outer.multi_step, config.outer.first_order))
 
 
-METHODS = {"maml": MethodEntry(_maml)}
+METHODS = {
+    "maml": MethodEntry(_maml),
+    "reptile": MethodEntry(
+        lambda learner, inner, config: Reptile(learner, inner, config.inner.steps),
+        without=("inner.first_order", "inner.learn_rates", "outer.multi_step", "outer.first_order"),
+    ),
+}
 
 
 def build_method(config: ml_collections.ConfigDict, way: int) -> Method:

@@ -170,7 +170,7 @@ def task_loss(
     support_key, query_key = (None, None) if key is None else jax.random.split(key)
 
     def query(adapted, stats, k):
-        key_k = None if query_key is None else jax.random.fold_in(query_key, k)
+        key_k = None if query_key is None else jax.random.fold_in(query_key, k + 1)  # k is -1 without inner steps
         return query_pass(learner, adapted, stats, episode, k, train=True, key=key_k)
 
     def watch(support_loss, adapted, stats, k):

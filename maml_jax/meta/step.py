@@ -8,6 +8,7 @@ from jax import lax
 
 from maml_jax.episode import Episode
 from maml_jax.meta.outer import Method, TaskResult
+from maml_jax.parallel import mean_over
 from maml_jax.tree import PyTree
 
 
@@ -107,7 +108,7 @@ def meta_step(
     gradient, results = meta_gradient(method, state.params, state.stats, episodes, state.step, tasks_at_once)
     stats = jax.tree.map(lambda x: x.mean(0), method.learner.lasting(results.stats))
     if axis is not None:
-        gradient, stats = lax.pmean((gradient, stats), axis)
+        gradient, stats = mean_over(axis, (gradient, stats))
     update, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
     state = MetaState(
         step=state.step + 1,

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from maml_jax.meta.learner import Pass, Phase
 from maml_jax.nn.layers import Encoder, computed, lazily
+from maml_jax.nn.model import arguments
 from maml_jax.nn.moments import at_least_float32
 from maml_jax.nn.norm import Normalization
 
@@ -14,7 +15,7 @@ class Classifier(nn.Module):
     """An encoder with a head; parameters are named 'encoder/...' and 'head/...'.
 
     Attributes:
-      encoder: maps images, in a phase, to features.
+      encoder: maps images to features; its call is `(x)`, `(x, phase)` or `(x, train)`.
       head: maps features to logits.
       piece: bytes of a layer's images that there may be at once; where there would be more, a query or context set is
         computed in pieces, and anew on the way back, if the encoder is an `Encoder`. 0: no limit.
@@ -35,7 +36,8 @@ class Classifier(nn.Module):
         x = x.astype(jnp.bfloat16) if self.half else x
         # A support pass is differentiated twice: what its first derivative makes would be kept for every piece.
         in_pieces = isinstance(self.encoder, Encoder) and phase.which is not Pass.SUPPORT
-        features = computed(self.encoder(lazily(x, self.piece if in_pieces else 0), phase))
+        images = lazily(x, self.piece if in_pieces else 0)
+        features = computed(self.encoder(images, **arguments(type(self.encoder), phase)))
         return features.astype(at_least_float32(features))
 
     @property

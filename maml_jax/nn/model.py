@@ -148,10 +148,10 @@ class FlaxLearner:
 
     def _call(self, params, stats, x, phase, method=None):
         rngs = {} if phase.key is None else {"dropout": phase.key}
-        arguments = _arguments(type(self.module), phase)
+        more = arguments(type(self.module), phase)
         try:
             outputs, changed = self.module.apply(
-                {"params": params, **stats}, x, **arguments, rngs=rngs, mutable=list(stats), method=method
+                {"params": params, **stats}, x, **more, rngs=rngs, mutable=list(stats), method=method
             )
         except flax.errors.InvalidRngError as error:
             raise ValueError(
@@ -163,7 +163,7 @@ class FlaxLearner:
         x = jnp.zeros((1, *x.shape[1:]), x.dtype)
         phase = Phase(Pass.SUPPORT, train=True, key=key)
         keys = {"params": key, "dropout": key}
-        return dict(self.module.init(keys, x, **_arguments(type(self.module), phase)))
+        return dict(self.module.init(keys, x, **arguments(type(self.module), phase)))
 
 
 @functools.cache
@@ -171,8 +171,8 @@ def _accepted(module: type[nn.Module]) -> tuple[str, ...]:
     return tuple(name for name in ("phase", "train") if name in inspect.signature(module.__call__).parameters)
 
 
-def _arguments(module: type[nn.Module], phase: Phase) -> dict[str, Any]:
-    """The arguments beside the inputs that a module's call takes."""
+def arguments(module: type[nn.Module], phase: Phase) -> dict[str, Any]:
+    """The arguments beside the inputs that a module's call takes: `phase`, `train`, both or neither."""
     given = {"phase": phase, "train": phase.train}
     return {name: given[name] for name in _accepted(module)}
 

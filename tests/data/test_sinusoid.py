@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maml_jax.data.sinusoid import SinusoidSpec, sample_task
+from maml_jax.data.sinusoid import SinusoidTasks
+from maml_jax.data.stream import as_pytree, example, sample_batch
+from tests.helpers import assert_same
 
 
 def test_tasks_are_sinusoids_in_the_papers_ranges():
-    spec = SinusoidSpec(seed=0, split="train", shot=10, query=30)
-    tasks = jax.vmap(lambda i: sample_task(spec, i))(jnp.arange(500))
+    tasks = sample_batch(SinusoidTasks(seed=0, split="train", shot=10, query=30), jnp.arange(500))
     assert tasks.support_x.shape == tasks.support_y.shape == (500, 10, 1)
     assert tasks.query_y.shape == (500, 30, 1)
     x = np.concatenate([tasks.support_x, tasks.query_x], 1)[..., 0]
@@ -30,11 +31,20 @@ def test_tasks_are_sinusoids_in_the_papers_ranges():
 
 
 def test_a_task_depends_on_seed_split_and_index_alone():
-    spec = SinusoidSpec(seed=0, split="train", shot=2, query=2)
-    one = sample_task(spec, jnp.int32(7))
-    many = jax.vmap(lambda i: sample_task(spec, i))(jnp.arange(10))
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[7]), one, many)
-    others = [sample_task(spec, jnp.int32(8))]
-    elsewhere = [SinusoidSpec(1, "train", 2, 2), SinusoidSpec(0, "test", 2, 2)]
-    others += [sample_task(spec, jnp.int32(7)) for spec in elsewhere]
+    tasks = SinusoidTasks(seed=0, split="train", shot=2, query=2)
+    one = tasks.sample(jnp.int32(7))
+    many = sample_batch(tasks, jnp.arange(10))
+    assert_same(one._replace(key=None), jax.tree.map(lambda x: x[7], many)._replace(key=None), 0)
+    assert one.key == many.key[7]
+    others = [tasks.sample(jnp.int32(8))]
+    elsewhere = [SinusoidTasks(1, "train", 2, 2), SinusoidTasks(0, "test", 2, 2)]
+    others += [other.sample(jnp.int32(7)) for other in elsewhere]
     assert all(jnp.all(other.support_y != one.support_y) for other in others)
+    assert all(other.key != one.key for other in others)
+
+
+def test_they_are_a_pytree_without_arrays():
+    tasks = SinusoidTasks(seed=0, split="train", shot=2, query=3)
+    assert jax.tree.leaves(tasks) == []
+    assert as_pytree(tasks) is tasks
+    assert example(tasks).query_x.shape == (3, 1)

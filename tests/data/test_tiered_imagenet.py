@@ -108,9 +108,9 @@ def test_stored_npz_is_read_row_by_row(tmp_path, monkeypatch):
     """Reading a class takes the memory of that class, not of the split."""
     rows = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "x.npz", other=np.zeros(3), images=rows)
-    from maml_jax.data import arrays
+    from maml_jax.data import npz
 
-    opened = arrays._open_npz(tmp_path / "x.npz", "images")
+    opened = npz._open_npz(tmp_path / "x.npz", "images")
     places = np.array([0, 1, 2, 7, 30, 31, 49])
     np.testing.assert_array_equal(opened[places], rows[places])
 

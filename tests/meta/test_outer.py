@@ -9,54 +9,80 @@ import optax
 import pytest
 
 from maml_jax import tree
-from maml_jax.meta import outer
-from maml_jax.meta.inner import InnerLoop, all_but, sgd
-from maml_jax.meta.outer import meta_gradient, meta_loss
-from maml_jax.meta.step import init_state, meta_step
-from maml_jax.nn.loss import cross_entropy
+from maml_jax.episode import Episode
+from maml_jax.meta.inner import InnerLoop, adapt, all_but, sgd
+from maml_jax.meta.learner import Pass, Phase
+from maml_jax.meta.outer import Maml, evaluate_task, predict, task_loss
+from maml_jax.meta.step import init_state, meta_gradient, meta_step
+from tests.helpers import assert_same, differs, episodes, one_task, small
 from tests.meta.test_inner import written_out
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-
-def assert_same(actual, expected, tolerance=1e-12):
-    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance), actual, expected)
+RATES = {"encoder": 0.3, "head": 0.2}
 
 
-def inner_loop(**changes):
-    return InnerLoop(sgd(0.3, 0.2, 0.5, 0.01), all_but("norm"))._replace(**changes)
+def maml(learner, steps=3, **changes):
+    inner = InnerLoop(sgd(RATES, 0.5, 0.01), all_but("norm"))
+    return Maml(learner, dataclasses.replace(inner, **changes), steps)
 
 
-def gradient(model, inner, params, stats, episodes, tasks_at_once=1, steps=3):
-    return jax.jit(lambda p: meta_gradient(model, inner, p, stats, episodes, steps, tasks_at_once))(params)
+def start(learner, tasks):
+    return learner.init(jax.random.key(1), tasks.support_x[0])
+
+
+def gradient(method, params, stats, tasks, at_once=1):
+    return jax.jit(lambda p: meta_gradient(method, p, stats, tasks, tasks_at_once=at_once))(params)
+
+
+def meta_loss(method, params, stats, tasks):
+    """The mean query loss over tasks, which the meta-gradient is the derivative of."""
+
+    def of_task(episode):
+        return task_loss(method.learner, method.inner, params, stats, episode, method.steps)[0]
+
+    return jnp.mean(jax.vmap(of_task)(tasks))
+
+
+def along(method, params, stats, tasks, direction):
+    """The derivative of the meta-loss in a direction, by finite differences."""
+    loss = jax.jit(lambda h: meta_loss(method, jax.tree.map(lambda p, d: p + h * d, params, direction), stats, tasks))
+    return (loss(1e-6) - loss(-1e-6)) / 2e-6
+
+
+def dot(a, b):
+    return sum(jnp.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
+def random_like(params, seed):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape)), params)
 
 
 @pytest.mark.parametrize("norm", ["batch", "episodic"])
-def test_against_finite_differences(small, episodes, norm):
-    model, tasks = small(norm), episodes()
-    params, stats = model.init(jax.random.key(1))
-    analytic, _ = gradient(model, inner_loop(), params, stats, tasks)
-    loss = jax.jit(lambda p: meta_loss(model, inner_loop(), p, stats, tasks, 3)[0])
-    rng = np.random.default_rng(0)
-    for _ in range(4):
-        direction = jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape)), params)
+def test_against_finite_differences(norm):
+    learner, tasks = small(norm), episodes()
+    params, stats = start(learner, tasks)
+    analytic, _ = gradient(maml(learner), params, stats, tasks)
+    loss = jax.jit(lambda p: meta_loss(maml(learner), p, stats, tasks))
+    for seed in range(4):
+        direction = random_like(params, seed)
         ahead, behind = (loss(jax.tree.map(lambda p, d, h=h: p + h * d, params, direction)) for h in (1e-6, -1e-6))
-        along = sum(jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (analytic, direction)), strict=True))
         if norm == "batch":
-            np.testing.assert_allclose(along, (ahead - behind) / 2e-6, rtol=1e-5)
+            np.testing.assert_allclose(dot(analytic, direction), (ahead - behind) / 2e-6, rtol=1e-5)
         else:  # the loss also moves through the running statistics, which the gradient leaves out by definition
-            assert abs(along - (ahead - behind) / 2e-6) > 1e-4
+            assert abs(dot(analytic, direction) - (ahead - behind) / 2e-6) > 1e-4
 
 
 @pytest.mark.parametrize("first_order", [False, True])
-def test_checkpointing_and_grouping_of_tasks_change_nothing(small, episodes, first_order):
+def test_checkpointing_and_grouping_of_tasks_change_nothing(first_order):
     """One task after the other in a scan, in groups, or all under one `vmap`; with and without checkpoints."""
-    model, tasks = small("block1=episodic, batch"), episodes(tasks=4)
-    params, stats = model.init(jax.random.key(1))
-    expected = gradient(model, inner_loop(first_order=first_order, checkpoint="none"), params, stats, tasks, 1)
-    for checkpoint, at_once in (("step", 1), ("step", 2), ("step", 4), ("none", 4)):
-        inner = inner_loop(first_order=first_order, checkpoint=checkpoint)
-        assert_same(gradient(model, inner, params, stats, tasks, at_once), expected)
+    learner, tasks = small("block1=episodic, batch"), episodes(tasks=4)
+    params, stats = start(learner, tasks)
+    expected = gradient(maml(learner, first_order=first_order, checkpoint="none"), params, stats, tasks)
+    for checkpoint, at_once in (("step", 1), ("step", 2), ("none", 4)):
+        method = maml(learner, first_order=first_order, checkpoint=checkpoint)
+        assert_same(gradient(method, params, stats, tasks, at_once), expected)
 
 
 @pytest.mark.parametrize(
@@ -67,100 +93,145 @@ def test_checkpointing_and_grouping_of_tasks_change_nothing(small, episodes, fir
         ("batch", {"forward_over_reverse": True, "first_order": True}),
     ],
 )
-def test_every_way_to_the_meta_gradient_gives_the_same(small, episodes, norm, how):
+def test_every_way_to_the_meta_gradient_gives_the_same(norm, how):
     """Five steps are two chunks of two and one left over."""
-    model, tasks = small(norm), episodes()
-    params, stats = model.init(jax.random.key(1))
-    plain = inner_loop(checkpoint="none", first_order=how.get("first_order", False))
-    expected = gradient(model, plain, params, stats, tasks, steps=5)
-    assert_same(gradient(model, inner_loop(**how), params, stats, tasks, steps=5), expected)
+    learner, tasks = small(norm), episodes()
+    params, stats = start(learner, tasks)
+    plain = maml(learner, 5, checkpoint="none", first_order=how.get("first_order", False))
+    assert_same(gradient(maml(learner, 5, **how), params, stats, tasks), gradient(plain, params, stats, tasks))
 
 
 @pytest.mark.parametrize("checkpoint", ["none", "step", "nested"])
-def test_no_inner_steps(small, episodes, checkpoint):
-    model, tasks = small(), episodes()
-    params, stats = model.init(jax.random.key(1))
-    grads, results = gradient(model, inner_loop(checkpoint=checkpoint), params, stats, tasks, steps=0)
+def test_no_inner_steps(checkpoint):
+    learner, tasks = small(blocks=1), episodes()
+    params, stats = start(learner, tasks)
+    grads, results = gradient(maml(learner, 0, checkpoint=checkpoint), params, stats, tasks)
     assert results.support_losses.shape == (2, 0)
     assert jnp.any(grads["encoder"]["block1"]["conv"]["kernel"])
 
 
-def test_without_jit(small, episodes):
-    model, tasks = small("block1=episodic, batch"), episodes()
-    params, stats = model.init(jax.random.key(1))
+def test_without_jit():
+    learner, tasks = small("episodic", blocks=1), episodes()
+    params, stats = start(learner, tasks)
     with jax.disable_jit():
-        plain = meta_gradient(model, inner_loop(), params, stats, tasks, 2, 1)
-    assert_same(plain, gradient(model, inner_loop(), params, stats, tasks, steps=2))
+        plain = meta_gradient(maml(learner, 1), params, stats, tasks)
+    assert_same(plain, gradient(maml(learner, 1), params, stats, tasks))
 
 
-def test_without_scan(small, episodes):
+def test_without_scan():
     """The steps and the tasks written out one after the other, and differentiated as one expression."""
-    model, tasks = small("block1=episodic, batch"), episodes()
-    params, stats = model.init(jax.random.key(1))
+    learner, tasks = small("block1=episodic, batch"), episodes()
+    params, stats = start(learner, tasks)
 
     def written_out_loss(params):
         losses = []
         for i in range(2):
             task = jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), tasks)
-            start = model.episode_stats(stats)
-            adapted, after = written_out(
-                model, params, start, task.support_x, task.support_y, 3, 0.3, 0.2, momentum=0.5, decay=0.01
+            adapted, after, _ = written_out(
+                learner, params, stats, task.support_x, task.support_y, 2, RATES, momentum=0.5, decay=0.01
             )
-            logits, _ = model.apply(adapted, after, task.query_x, outer.Pass.QUERY, True)
-            losses.append(cross_entropy(logits, task.query_y))
+            logits, _ = learner.apply(adapted, after, task.query_x, Phase(Pass.QUERY, True))
+            losses.append(learner.loss(logits, task.query_y))
         return sum(losses) / 2
 
-    scanned, _ = gradient(model, inner_loop(is_adapted=all_but("")), params, stats, tasks)
+    scanned, _ = gradient(maml(learner, 2, is_adapted=all_but("")), params, stats, tasks)
     assert_same(scanned, jax.jit(jax.grad(written_out_loss))(params))
 
 
-def test_fixed_parameters_are_meta_learned(small, episodes):
-    model, tasks = small(), episodes()
-    params, stats = model.init(jax.random.key(1))
-    grads, _ = gradient(model, inner_loop(), params, stats, tasks)
-    assert all(jnp.any(g) for name, g in zip(tree.names(grads), jax.tree.leaves(grads), strict=True) if "norm" in name)
+def test_fixed_parameters_are_meta_learned():
+    learner, tasks = small(blocks=1), episodes()
+    params, stats = start(learner, tasks)
+    grads, _ = gradient(maml(learner), params, stats, tasks)
+    assert all(jnp.any(g) for name, g in tree.by_name(grads).items() if "norm" in name)
 
 
-def test_first_order_differs_but_keeps_the_paths_of_decay_and_momentum(small, episodes):
+def test_first_order_differs_but_keeps_the_paths_of_decay_and_momentum():
     """With one step and weight decay λ, θ' = θ - α(g + λθ); g constant leaves dθ'/dθ = 1 - αλ."""
-    model, tasks = small(), episodes(tasks=1)
-    params, stats = model.init(jax.random.key(1))
-    task = jax.tree.map(lambda x: jnp.asarray(x[0]), tasks)
+    learner, tasks, task = small(), episodes(tasks=1), one_task()
+    params, stats = start(learner, tasks)
     rate, decay = 0.3, 0.5
-    inner = InnerLoop(sgd(rate, rate, 0.0, decay), all_but(""), first_order=True)
-    first, _ = gradient(model, inner, params, stats, tasks, steps=1)
-    adapted, after, _ = outer.adapt(model, inner, params, stats, task.support_x, task.support_y, 1, True)
+    method = Maml(learner, InnerLoop(sgd(rate, 0.0, decay), first_order=True), 1)
+    first, _ = gradient(method, params, stats, tasks)
+    adapted, after, _ = adapt(learner, method.inner, params, stats, task.support_x, task.support_y, 1, True)
 
     def query_loss(p):
-        return cross_entropy(model.apply(p, after, task.query_x, outer.Pass.QUERY, True)[0], task.query_y)
+        return learner.loss(learner.apply(p, after, task.query_x, Phase(Pass.QUERY, True))[0], task.query_y)
 
-    at_adapted = jax.grad(query_loss)(adapted)
+    at_adapted = jax.jit(jax.grad(query_loss))(adapted)
     assert_same(first, jax.tree.map(lambda g: g * (1 - rate * decay), at_adapted), 1e-10)
-    second, _ = gradient(model, inner._replace(first_order=False), params, stats, tasks, steps=1)
+    second, _ = gradient(Maml(learner, InnerLoop(sgd(rate, 0.0, decay)), 1), params, stats, tasks)
     assert max(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.abs(a - b).max(), first, second))) > 1e-4
 
 
-def test_meta_step_averages_global_statistics_over_tasks(small, episodes):
-    model, tasks = small("block1=global, episodic"), episodes(tasks=3)
-    optimizer = optax.sgd(0.1)
-    state = init_state(model, optimizer, jax.random.key(1))
-    state, results = meta_step(model, inner_loop(), optimizer, state, tasks, 2, 1)
-    mean = results.stats["encoder"]["block1"]["norm"]["mean"]
+def test_meta_step_averages_global_statistics_over_tasks():
+    learner, tasks = small("block1=global, episodic"), episodes(tasks=3)
+    optimizer, method = optax.sgd(0.1), maml(learner, 1)
+    state = init_state(method, optimizer, jax.random.key(1), one_task())
+    state, results = jax.jit(lambda s: meta_step(method, optimizer, s, tasks))(state)
+    mean = results.stats["lasting_stats"]["encoder"]["block1"]["norm"]["mean"]
     assert mean.shape[0] == 3
     assert jnp.any(mean[0] != mean[1])
-    assert_same(state.stats["encoder"]["block1"]["norm"]["mean"], mean.mean(0))
-    assert state.stats["encoder"]["block2"]["norm"]["mean"] is None
+    assert_same(
+        state.stats["lasting_stats"]["encoder"],
+        {
+            "block1": {
+                "norm": {
+                    name: leaf.mean(0)
+                    for name, leaf in results.stats["lasting_stats"]["encoder"]["block1"]["norm"].items()
+                }
+            }
+        },
+    )
+    assert results.stats["batch_stats"]["encoder"].keys() == {"block2"}
+    assert state.stats.keys() == {"lasting_stats"}
     assert int(state.step) == 1
 
 
-def test_meta_steps_learn(small, episodes):
-    model, tasks = small(), episodes()
-    optimizer = optax.adam(0.02)
-    state = init_state(model, optimizer, jax.random.key(1))
-    step = jax.jit(lambda s: meta_step(model, inner_loop(), optimizer, s, tasks, 2, 1))
+def test_meta_steps_learn():
+    learner, tasks = small(blocks=1), episodes()
+    optimizer, method = optax.adam(0.02), maml(learner, 2)
+    state = init_state(method, optimizer, jax.random.key(1), one_task())
+    step = jax.jit(lambda s: meta_step(method, optimizer, s, tasks))
     losses = []
-    for _ in range(30):
+    for _ in range(50):
         state, results = step(state)
         losses.append(float(results.loss.mean()))
     assert losses[-1] < 0.5 * losses[0]
     assert {f.name for f in dataclasses.fields(state)} == {"step", "params", "stats", "optimizer"}
+
+
+def test_a_fresh_state_holds_no_values_of_the_episode():
+    """Of which shapes suffice, as `jax.eval_shape` gives them."""
+    method, optimizer, task = maml(small(blocks=1)), optax.sgd(0.1), one_task()
+    shapes = jax.eval_shape(lambda: task)
+    states = [init_state(method, optimizer, jax.random.key(3), example) for example in (task, shapes)]
+    assert_same(*states, 0)
+
+
+def test_uneven_support_sets():
+    """Any number of examples of each class, down to one; the labels say which they are of."""
+    learner, task = small(blocks=1), one_task(shot=3)
+    method = maml(learner, 2)
+    params, stats = learner.init(jax.random.key(1), task.support_x)
+    x, y = task.support_x[np.array([0, 1, 2, 5])], jnp.asarray([0, 0, 0, 1])
+    order = np.array([3, 1, 0, 2])
+    answers = [predict(method, params, stats, x[i], y[i], task.query_x) for i in (np.arange(4), order)]
+    assert answers[0].shape == (6, 2)
+    assert_same(answers[0], answers[1], 1e-10)
+    uneven = Episode(x, y, task.query_x, task.query_y)
+    grads, result = jax.jit(lambda p: method.task_gradient(p, stats, uneven, 0))(params)
+    assert all(jnp.any(g) for name, g in tree.by_name(grads).items() if "bias" not in name)
+    assert result.support_losses.shape == (2,)
+
+
+@pytest.mark.parametrize("norm", ["batch", "tasknorm"])
+def test_predict_gives_the_logits_of_an_evaluation(norm):
+    learner, task = small(norm, blocks=1), one_task()
+    method = maml(learner, 2)
+    params, stats = learner.init(jax.random.key(1), task.support_x)
+    logits = predict(method, params, stats, task.support_x, task.support_y, task.query_x)
+    result = evaluate_task(method, params, stats, task)
+    assert_same(logits, result.logits, 0)
+    assert result.accuracy == (logits.argmax(-1) == task.query_y).mean()
+    more = predict(method, params, stats, task.support_x, task.support_y, task.query_x, steps=3)
+    assert differs(more, logits)

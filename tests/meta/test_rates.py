@@ -1,5 +1,7 @@
 """Learned inner rates and adaptive inner optimisers: the update they stand for, and its derivative."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,76 +9,83 @@ import optax
 import pytest
 
 from configs import default
-from maml_jax import experiment, tree
-from maml_jax.meta.inner import InnerLoop, adapt, all_but, descent, sgd, split
-from maml_jax.meta.outer import meta_gradient, meta_loss
+from maml_jax import tree
+from maml_jax.experiment.method import build_inner
+from maml_jax.meta.inner import InnerLoop, adapt, all_but, sgd
+from maml_jax.meta.learner import Pass, Phase
+from maml_jax.meta.outer import Maml
 from maml_jax.meta.rates import LearnedRates
-from maml_jax.meta.step import init_state
-from maml_jax.nn.norm import Pass
+from tests.helpers import assert_same, episodes, one_task, small
+from tests.meta.test_outer import along, dot, gradient, random_like
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-
-def assert_same(actual, expected, tolerance=1e-12):
-    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance), actual, expected)
+RATES = {"encoder": 0.3, "head": 0.1}
 
 
 def learned(kind, steps=0, positive=False, fixed="norm", **changes):
     """An inner loop whose learned rates differ from those of its optimiser."""
-    inner = InnerLoop(sgd(9.0, 9.0, 0.5, 0.01), all_but(fixed), rates=LearnedRates(kind, 0.3, 0.1, steps, positive))
-    return inner._replace(**changes)
+    inner = InnerLoop(sgd(9.0, 0.5, 0.01), all_but(fixed), rates=LearnedRates(kind, RATES, steps, positive))
+    return dataclasses.replace(inner, **changes)
 
 
-def start(model, inner):
-    state = init_state(model, optax.sgd(0.1), jax.random.key(0), inner)
-    return state.params, state.stats
+def start(learner, inner, task):
+    return Maml(learner, inner, 1).init(jax.random.key(0), task)
 
 
-def adapted(model, inner, params, stats, task, steps):
-    return adapt(model, inner, params, stats, task.support_x[0], task.support_y[0], steps, True)[0]
+def adapted(learner, inner, params, stats, task, steps):
+    return adapt(learner, inner, params, stats, task.support_x, task.support_y, steps, True)[0]
+
+
+def those_that_adapt(learner, inner, params, stats, task):
+    return inner.start(learner, params, stats, task.support_x, task.support_y)[:2]
 
 
 @pytest.mark.parametrize("positive", [False, True])
 @pytest.mark.parametrize("kind", ["group", "tensor", "element"])
-def test_rates_start_where_they_are_told(small, episodes, kind, positive):
+def test_rates_start_where_they_are_told(kind, positive):
     """And then adapt as fixed rates do."""
-    model, task, inner = small(), episodes(), learned(kind, steps=2, positive=positive)
-    params, stats = start(model, inner)
-    plain = InnerLoop(sgd(0.3, 0.1, 0.5, 0.01), inner.is_adapted)
-    assert_same(*(adapted(model, loop, params, stats, task, 2) for loop in (inner, plain)))
+    learner, task, inner = small(blocks=1), one_task(), learned(kind, steps=2, positive=positive)
+    params, stats = start(learner, inner, task)
+    plain = InnerLoop(sgd(RATES, 0.5, 0.01), inner.is_adapted)
+    model = {"encoder": params["encoder"], "head": params["head"]}
+    assert_same(adapted(learner, inner, params, stats, task, 2), adapted(learner, plain, model, stats, task, 2))
+    adapts = those_that_adapt(learner, inner, params, stats, task)[0]
     names = tree.names(params["rates"])
-    assert names == {"group": ["encoder", "head"]}.get(kind, tree.names(split(model, inner, params)[0]))
+    assert names == {"group": ["encoder", "head"]}.get(kind, tree.names(adapts))
     assert not any("norm" in name for name in names)
     shapes = {leaf.shape for leaf in jax.tree.leaves(params["rates"])}
-    assert shapes == (
-        {(2,)} if kind != "element" else {(2, *x.shape) for x in jax.tree.leaves(split(model, inner, params)[0])}
-    )
+    assert shapes == ({(2,)} if kind != "element" else {(2, *x.shape) for x in jax.tree.leaves(adapts)})
 
 
-def test_each_step_has_its_rates_and_the_last_ones_are_used_again(small, episodes):
-    model, task, inner = small(), episodes(), learned("tensor", steps=2)._replace(optimizer=sgd(9.0, 9.0, 0.0, 0.0))
-    params, stats = start(model, inner)
+def test_each_step_has_its_rates_and_the_last_ones_are_used_again():
+    learner, task = small(blocks=1), one_task()
+    inner = learned("tensor", steps=2, optimizer=sgd(9.0))
+    params, stats = start(learner, inner, task)
     rng = np.random.default_rng(0)
     params["rates"] = jax.tree.map(lambda r: jnp.asarray(rng.uniform(-0.1, 0.3, r.shape)), params["rates"])
 
-    def loss(theta, fixed):
-        logits, _ = model.apply(tree.merge(theta, fixed), stats, task.support_x[0], Pass.SUPPORT, True)
-        return model.loss(logits, task.support_y[0])
+    @jax.jit
+    @jax.grad
+    def gradient(theta, fixed):
+        logits, _ = learner.apply(tree.merge(theta, fixed), stats, task.support_x, Phase(Pass.SUPPORT, True))
+        return learner.loss(logits, task.support_y)
 
-    expected, fixed = split(model, inner, params)
+    expected, fixed = those_that_adapt(learner, inner, params, stats, task)
     for step in (0, 1, 1, 1):
-        gradient = jax.jit(jax.grad(loss))(expected, fixed)
-        expected = jax.tree.map(lambda p, r, g, k=step: p - r[k] * g, expected, params["rates"], gradient)
-    assert_same(adapted(model, inner, params, stats, task, 4), tree.merge(expected, fixed))
+        expected = jax.tree.map(
+            lambda p, r, g, k=step: p - r[k] * g, expected, params["rates"], gradient(expected, fixed)
+        )
+    assert_same(adapted(learner, inner, params, stats, task, 4), tree.merge(expected, fixed))
 
 
-def test_an_element_has_its_own_rate(small, episodes):
-    model, task, inner = small(), episodes(), learned("element")
-    params, stats = start(model, inner)
+def test_an_element_has_its_own_rate():
+    learner, task, inner = small(), one_task(), learned("element")
+    params, stats = start(learner, inner, task)
     kernel = params["rates"]["head"]["kernel"]
-    params["rates"]["head"]["kernel"] = kernel.at[3, 1].set(0.0)
-    moved = adapted(model, inner, params, stats, task, 2)["head"]["kernel"] != params["head"]["kernel"]
-    assert not moved[3, 1]
+    params["rates"]["head"]["kernel"] = kernel.at[1, 1].set(0.0)
+    moved = adapted(learner, inner, params, stats, task, 2)["head"]["kernel"] != params["head"]["kernel"]
+    assert not moved[1, 1]
     assert moved.sum() == kernel.size - 1
 
 
@@ -88,46 +97,45 @@ def test_an_element_has_its_own_rate(small, episodes):
         ("element", 2, False, {"checkpoint": "nested"}),
     ],
 )
-def test_rates_are_meta_learned(small, episodes, kind, steps, positive, how):
+def test_rates_are_meta_learned(kind, steps, positive, how):
     """Their derivative is that of finite differences, one for all and each for itself."""
-    model, tasks, inner = small(), episodes(), learned(kind, steps, positive, **how)
-    params, stats = start(model, inner)
-    gradient, _ = jax.jit(lambda p: meta_gradient(model, inner, p, stats, tasks, 3, 1))(params)
-    loss = jax.jit(lambda rates: meta_loss(model, inner, {**params, "rates": rates}, stats, tasks, 3)[0])
-    rng = np.random.default_rng(0)
-    direction = jax.tree.map(lambda r: jnp.asarray(rng.standard_normal(r.shape)), params["rates"])
-    ahead, behind = (loss(jax.tree.map(lambda r, d, h=h: r + h * d, params["rates"], direction)) for h in (1e-6, -1e-6))
-    along = sum(jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (gradient["rates"], direction)), strict=True))
-    np.testing.assert_allclose(along, (ahead - behind) / 2e-6, rtol=1e-5)
-    assert all(jnp.any(g) for g in jax.tree.leaves(gradient["rates"]) if g.size > 4)
+    learner, tasks, inner = small(blocks=1), episodes(), learned(kind, steps, positive, **how)
+    method = Maml(learner, inner, 3)
+    params, stats = start(learner, inner, one_task())
+    grads, _ = gradient(method, params, stats, tasks)
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    direction = {**nothing, "rates": random_like(params["rates"], 0)}
+    np.testing.assert_allclose(dot(grads, direction), along(method, params, stats, tasks, direction), rtol=1e-5)
+    assert all(jnp.any(g) for g in jax.tree.leaves(grads["rates"]) if g.size > 4)
 
 
-def test_what_does_not_adapt_has_no_rate(small, episodes):
+def test_what_does_not_adapt_has_no_rate():
     """ANIL adapts the head alone, BOIL the body alone; a zero head has rates though it is no meta-parameter."""
-    model, task = small(head="zero"), episodes()
+    learner, task = small(starts="zero", blocks=1), one_task()
     for fixed, part, other in (("^encoder", "head", "encoder"), ("^head", "encoder", "head")):
         inner = learned("tensor", fixed=fixed)
-        params, stats = start(model, inner)
+        params, stats = start(learner, inner, task)
         assert {name.split("/")[0] for name in tree.names(params["rates"])} == {part}
-        before, after = model.episode_params(params), adapted(model, inner, params, stats, task, 2)
+        before = tree.merge(*those_that_adapt(learner, inner, params, stats, task))
+        after = adapted(learner, inner, params, stats, task, 2)
         assert_same(after[other], before[other], 0)
         if part == "head":
             assert jnp.any(after["head"]["kernel"])
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam"])
-def test_optimisers_equal_pytorchs_and_have_finite_meta_gradients(small, episodes, name):
+def test_optimisers_equal_pytorchs_and_have_finite_meta_gradients(name):
     """The first gradient of the encoder is zero under a zero head, and so are its second moments."""
     torch = pytest.importorskip("torch")
     config = default.get_config()
     config.inner.optimizer, config.inner.weight_decay, config.inner.encoder_rate = name, 0.01, 0.02
-    inner, model, tasks = experiment.build_inner(config), small(head="zero"), episodes()
-    params, stats = start(model, inner)
+    inner, learner, tasks = build_inner(config), small(starts="zero", blocks=1), episodes()
+    params, stats = start(learner, inner, one_task())
     config.inner.weight_decay = 0.0
-    undecayed = experiment.build_inner(config)
-    gradient, _ = jax.jit(lambda p: meta_gradient(model, undecayed, p, stats, tasks, 3, 1))(params)
-    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradient))
-    assert any(jnp.any(g) for g in jax.tree.leaves(gradient))
+    grads, _ = gradient(Maml(learner, build_inner(config), 3), params, stats, tasks)
+    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
+    assert any(jnp.any(g) for g in jax.tree.leaves(grads))
 
     rules = {
         "sgd": torch.optim.SGD,
@@ -149,9 +157,23 @@ def test_optimisers_equal_pytorchs_and_have_finite_meta_gradients(small, episode
     np.testing.assert_allclose(ours["encoder"], x.detach().numpy(), rtol=1e-6)
 
 
-def test_any_optax_transformation_will_do(small, episodes):
-    model, task = small(), episodes()
-    params, stats = start(model, InnerLoop(optax.sgd(0.1), all_but("")))
-    by_optax = InnerLoop(optax.sgd(0.1, momentum=0.9), all_but(""))
-    by_ours = InnerLoop(descent(optax.trace(0.9), 0.1, 0.1, 0.0), all_but(""))
-    assert_same(*(adapted(model, inner, params, stats, task, 3) for inner in (by_optax, by_ours)))
+def test_one_rate_for_all_can_be_learned():
+    learner, task = small(blocks=1), one_task()
+    inner = InnerLoop(sgd(9.0), rates=LearnedRates("group", 0.2))
+    params, stats = start(learner, inner, task)
+    assert params["rates"] == 0.2
+    model = {name: part for name, part in params.items() if name != "rates"}
+    plain = adapted(learner, InnerLoop(sgd(0.2)), model, stats, task, 1)
+    assert_same(adapted(learner, inner, params, stats, task, 1), plain)
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        (LearnedRates("Group", 0.1), r"kind='Group' must be one of group, tensor, element"),
+        (LearnedRates("tensor", {"encoder": 0.1, "heat": 0.1}), r"encoder, heat does not fit one with .*head/kernel"),
+    ],
+)
+def test_rates_that_do_not_fit_are_one_clear_error(rates, message):
+    with pytest.raises(ValueError, match=message):
+        start(small(), InnerLoop(sgd(0.1), rates=rates), one_task())

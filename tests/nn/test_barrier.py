@@ -15,7 +15,8 @@ class Waves(nn.Module):
     """Two sines, and a statistic of the first."""
 
     @nn.compact
-    def __call__(self, x, steepness):
+    def __call__(self, x, steepness, key):
+        x = x + 0.1 * jax.random.normal(key, x.shape)
         x = jnp.sin(x @ self.param("rates", nn.initializers.orthogonal(), (x.shape[1], x.shape[1]), x.dtype))
         total = self.variable("batch_stats", "sum", jnp.zeros, (), x.dtype)
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
@@ -28,8 +29,10 @@ class Twice(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        waves = (recomputed(Waves) if self.again else Waves)(name="waves")
-        return nn.Dense(2, name="after", param_dtype=x.dtype)(waves(x, 3))
+        waves, how = Waves(name="waves"), (3, jax.random.key(0))
+        again = self.again and not self.is_initializing()
+        y = recomputed(lambda waves, *inputs: waves(*inputs), waves, x, *how) if again else waves(x, *how)
+        return nn.Dense(2, name="after", param_dtype=x.dtype)(y)
 
 
 def loss(again, variables, x):

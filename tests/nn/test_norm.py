@@ -6,21 +6,44 @@ import numpy as np
 import pytest
 
 from maml_jax.errors import ConfigError
-from maml_jax.nn.norm import BatchNorm, Pass, image_moments, mode_of
+from maml_jax.meta.learner import Pass, Phase
+from maml_jax.nn.moments import image_moments
+from maml_jax.nn.norm import MODES, PER_STEP, BatchNorm, Normalization
+from tests.helpers import assert_same
 
 pytestmark = pytest.mark.usefixtures("x64")
 
+STEPS, STEP = 3, 1
+
+
+def collection(mode):
+    return "lasting_stats" if mode in ("global", "per_step") else "batch_stats"
+
+
+def row(mode, stored):
+    """What a layer of this mode reads of what it has stored, in the phases of these tests."""
+    return stored[STEP] if mode in PER_STEP else stored
+
+
+def of_steps(mode, value, other):
+    """One step's own among others."""
+    return jnp.full((STEPS, *value.shape), other).at[STEP].set(value) if mode in PER_STEP else value
+
 
 def run(mode, which, train, x, mean=0.0, var=1.0, offset=None):
+    """Normalises with scales 1, 2, ... and biases 0.5; steps but the second have other parameters and statistics."""
     channels = x.shape[-1]
-    params = {"scale": jnp.arange(1.0, channels + 1), "bias": jnp.full(channels, 0.5)}
-    stats = {} if mode == "batch" else {"mean": jnp.full(channels, mean), "var": jnp.full(channels, var)}
-    variables = {"params": params, "batch_stats": stats}
-    y, state = BatchNorm(mode).apply(
-        variables, lambda rising: (image_moments(x), x), x, offset, which, train, mutable=["batch_stats"]
-    )
-    entries, normalize = y
-    return normalize(entries), state.get("batch_stats", {})
+    start = {"scale": jnp.arange(1.0, channels + 1), "bias": jnp.full(channels, 0.5)}
+    stats = {"mean": jnp.full(channels, mean), "var": jnp.full(channels, var)}
+    stats = {} if mode in ("batch", "per_step_batch") else {n: of_steps(mode, v, 7.0) for n, v in stats.items()}
+    norm = BatchNorm(mode, STEPS if mode in PER_STEP else 0)
+    variables = {"params": {n: of_steps(mode, v, -9.0) for n, v in start.items()}, collection(mode): stats}
+
+    def call(norm, x, phase):
+        return norm(x, phase) if offset is None else norm.affine(x, image_moments(x), phase, offset)(x)
+
+    y, state = norm.apply(variables, x, Phase(which, train, STEP), mutable=[collection(mode)], method=call)
+    return y, state.get(collection(mode), {})
 
 
 def expected(x, mean, var):
@@ -34,22 +57,60 @@ def x():
 
 @pytest.mark.parametrize("which", Pass)
 @pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("mode", ["batch", "episodic", "global", "per_step"])
+@pytest.mark.parametrize("mode", ["batch", "episodic", "global", "per_step", "per_step_batch"])
 def test_moments(mode, which, train, x):
-    by_batch = {"batch": True, "episodic": which is not Pass.QUERY, "per_step": train}.get(
-        mode, which is not Pass.QUERY and train
-    )
+    by_batch = {"episodic": which is not Pass.QUERY, "global": which is not Pass.QUERY and train, "per_step": train}
     y, stats = run(mode, which, train, x, mean=0.3, var=2.0)
     batch_mean, batch_var = x.mean((0, 1, 2)), x.var((0, 1, 2))
-    np.testing.assert_allclose(y, expected(x, *((batch_mean, batch_var) if by_batch else (0.3, 2.0))), rtol=1e-12)
-    if mode == "batch":
+    taken = (batch_mean, batch_var) if by_batch.get(mode, True) else (0.3, 2.0)
+    np.testing.assert_allclose(y, expected(x, *taken), rtol=1e-12)
+    if mode not in by_batch:
         assert stats == {}
-    elif by_batch and which is not Pass.CONTEXT:
-        np.testing.assert_allclose(stats["mean"], 0.9 * 0.3 + 0.1 * batch_mean, rtol=1e-12)
-        np.testing.assert_allclose(stats["var"], 0.9 * 2.0 + 0.1 * x.var((0, 1, 2), ddof=1), rtol=1e-12)
-    else:
-        np.testing.assert_array_equal(stats["mean"], 0.3)
-        np.testing.assert_array_equal(stats["var"], 2.0)
+        return
+    updated = by_batch[mode] and which is not Pass.CONTEXT
+    mean = 0.9 * 0.3 + 0.1 * batch_mean if updated else np.full(2, 0.3)
+    var = 0.9 * 2.0 + 0.1 * x.var((0, 1, 2), ddof=1) if updated else np.full(2, 2.0)
+    np.testing.assert_allclose(row(mode, stats["mean"]), mean, rtol=1e-12)
+    np.testing.assert_allclose(row(mode, stats["var"]), var, rtol=1e-12)
+    if mode == "per_step":  # the other steps' stay
+        np.testing.assert_array_equal(stats["mean"][jnp.array([0, 2])], 7.0)
+
+
+@pytest.mark.parametrize("step", [0, 2, 5])
+def test_a_step_has_its_own_parameters_and_beyond_the_last_the_last_ones(step, x):
+    norm = BatchNorm("per_step_batch", STEPS)
+    scales = jnp.array([[1.0, 2.0], [3.0, 4.0], [-5.0, 6.0]])
+    variables = {"params": {"scale": scales, "bias": jnp.zeros((STEPS, 2))}}
+    plain = {"params": {"scale": scales[min(step, 2)], "bias": jnp.zeros(2)}}
+    for given in (step, jnp.int32(step)):
+        phase = Phase(Pass.SUPPORT, True, given)
+        assert_same(norm.apply(variables, x, phase), BatchNorm().apply(plain, x, phase))
+        rises = norm.apply(variables, x, phase, method="rises")
+        np.testing.assert_array_equal(rises, [step < 2, True])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_variables_of_a_fresh_layer(mode, x):
+    """Of which the collections say whether they outlive an episode. To initialise moves no statistics."""
+    variables = BatchNorm(mode, STEPS).init(jax.random.key(0), jnp.asarray(x), Phase(Pass.SUPPORT, True))
+    shape = (STEPS, 2) if mode in PER_STEP else (2,)
+    assert variables["params"]["scale"].shape == variables["params"]["bias"].shape == shape
+    assert set(variables) == {"params"} | (set() if mode in ("batch", "per_step_batch") else {collection(mode)})
+    if mode in ("episodic", "global", "per_step"):
+        assert_same(variables[collection(mode)], {"mean": jnp.zeros(shape), "var": jnp.ones(shape)}, 0)
+
+
+def test_features_without_places_are_normalised_too():
+    x = np.random.default_rng(0).normal(3.0, 2.0, (6, 2))
+    y, stats = run("episodic", Pass.SUPPORT, True, jnp.asarray(x))
+    np.testing.assert_allclose(y, expected(x, x.mean(0), x.var(0)), rtol=1e-12)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * x.var(0, ddof=1), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("how", "message"), [(("bach",), "has the modes batch, .*'bach'"), (("per_step",), "got 0")])
+def test_layers_that_cannot_be(how, message):
+    with pytest.raises(ValueError, match=message):
+        BatchNorm(*how)
 
 
 @pytest.mark.parametrize("which", Pass)
@@ -93,13 +154,32 @@ def test_a_single_value_per_channel_keeps_the_variance_finite():
     ],
 )
 def test_mode_by_pattern(norm, name, mode):
-    assert mode_of(norm, name) == mode
+    policy = Normalization.parse(norm)
+    assert policy.mode(name) == mode
+    assert Normalization.parse(policy) is policy
+    assert Normalization.parse(str(policy)) == policy
+    assert hash(Normalization.parse(norm)) == hash(policy)
 
 
 @pytest.mark.parametrize("norm", ["", "layer", "block1=instance, batch", "block(=batch, batch", "block1=global"])
 def test_bad_descriptions_are_refused(norm):
     with pytest.raises(ConfigError, match=r"model\.norm"):
-        mode_of(norm, "encoder/block2/norm")
+        Normalization.parse(norm).mode("encoder/block2/norm")
+
+
+@pytest.mark.parametrize(
+    ("norm", "uses_context", "transductive"),
+    [
+        ("batch", False, True),
+        ("block1=episodic, per_step_batch", False, True),
+        ("block1=metabn, episodic", True, False),
+        ("tasknorm", True, False),
+        ("batch_of_three=per_step, global", False, False),  # by modes, not by words
+    ],
+)
+def test_what_follows_from_the_modes(norm, uses_context, transductive):
+    policy = Normalization.parse(norm, 4)
+    assert (policy.uses_context, policy.transductive, policy.steps) == (uses_context, transductive, 4)
 
 
 def context_then(mode, support, query, slope=0.0, level=0.0):
@@ -111,17 +191,11 @@ def context_then(mode, support, query, slope=0.0, level=0.0):
     stats = {name: jnp.full((channels,), jnp.nan) for name in ("context_mean", "context_var")}
     stats["context_size"] = jnp.asarray(jnp.nan)
     apply = lambda x, which, stats: BatchNorm(mode).apply(  # noqa: E731
-        {"params": params, "batch_stats": stats},
-        lambda rising: (image_moments(x), x),
-        x,
-        None,
-        which,
-        True,
-        mutable=["batch_stats"],
+        {"params": params, "batch_stats": stats}, x, Phase(which, True), mutable=["batch_stats"]
     )
-    (first, normalize), state = apply(support, Pass.CONTEXT, stats)
-    (second, normalize_query), after = apply(query, Pass.QUERY, state["batch_stats"])
-    return normalize(first), normalize_query(second), after["batch_stats"]
+    first, state = apply(support, Pass.CONTEXT, stats)
+    second, after = apply(query, Pass.QUERY, state["batch_stats"])
+    return first, second, after["batch_stats"]
 
 
 def mixed(x, support, alpha):

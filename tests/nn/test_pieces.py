@@ -1,13 +1,13 @@
 """Batches in pieces: the same result whatever the size of a piece, and no more than that at once."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maml_jax.nn import model
-from maml_jax.nn.kernels.pieces import Lazy, piecewise, piecewise_and
-from maml_jax.nn.norm import Pass
+from maml_jax.nn.kernels.pieces import Lazy, computed, each, lazily, measured, piecewise, piecewise_and, settled
 
 
 @pytest.mark.parametrize(("most", "size"), [(1, 1), (3, 3), (4, 3), (5, 3), (6, 6), (100, 6)])
@@ -53,46 +53,30 @@ def test_lazy_images_know_their_size_and_come_from_several_others():
         18 * float_bytes,
         18 * float_bytes,
     )
-    assert both.like.shape == x.shape
-    assert [both.at_once(size) for size in (0, 1, 40 * float_bytes, 10**6)] == [4, 1, 2, 4]
-    np.testing.assert_array_equal(both.compute(40 * float_bytes), 10 * y)
-    np.testing.assert_array_equal(narrow.compute(1, lambda x: x.sum((1, 2))), x.sum((1, 2)))
+    assert (both.shape, both.dtype) == (x.shape, x.dtype)
+    limited = [dataclasses.replace(both, limit=limit) for limit in (0, 1, 40 * float_bytes, 10**6)]
+    assert [images.at_once for images in limited] == [4, 1, 2, 4]
+    np.testing.assert_array_equal(limited[2].compute(), 10 * y)
+    one_by_one = dataclasses.replace(narrow, limit=1)
+    np.testing.assert_array_equal(one_by_one.compute(lambda x: x.sum((1, 2))), x.sum((1, 2)))
 
 
-@pytest.mark.parametrize(
-    ("encoder", "norm"),
-    [
-        ("convnet4", "batch"),
-        ("convnet4", "episodic"),
-        ("convnet4", "tasknorm"),
-        pytest.param("resnet12", "episodic", marks=pytest.mark.slow),
-        pytest.param("resnet18", "episodic", marks=pytest.mark.slow),
-    ],
-)
-def test_pieces_change_nothing(encoder, norm, x64):
-    x = jnp.asarray(np.random.default_rng(0).random((6, 16, 16, 3)))
-    whole, pieces = (model.build(encoder, 4, norm, "meta", 3, (16, 16, 3), piece=p) for p in (0, 3 * 8 * 8 * 4 * 8))
-    params, stats = whole.init(jax.random.key(0))
-
-    def loss(params, net):
-        logits, after = net.apply(params, net.episode_stats(stats), x, Pass.QUERY, True)
-        return jnp.sum(jnp.tanh(logits)), (logits, after)
-
-    both = [jax.jit(jax.grad(loss, has_aux=True), static_argnums=1) for _ in range(2)]
-    got, expected = (f(params, net) for f, net in zip(both, (pieces, whole), strict=True))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-11), got, expected)
-    loops = str(jax.make_jaxpr(lambda p: loss(p, pieces)[0])(params)).count("scan[")
-    assert loops == 2 if encoder == "convnet4" else loops > 2  # the first two blocks
+def test_what_layers_do_is_the_same_for_arrays_and_for_images_yet_to_be_computed():
+    x, shift = jnp.arange(24.0).reshape(4, 2, 3, 1), jnp.arange(4.0).reshape(4, 1, 1, 1)
+    plus, mean = (lambda x, shift: x + shift), (lambda x: x.mean((1, 2)))
+    for limit in (0, 1):
+        images = lazily(x, limit)
+        assert isinstance(images, Lazy) == bool(limit)
+        moved = settled(each(plus, images, shift))
+        assert isinstance(moved, Lazy) == bool(limit)
+        for keep in (True, False):
+            for after in ((), (plus, shift)):
+                moments, rest = measured(moved, mean, *after, keep=keep)
+                np.testing.assert_array_equal(moments, (x + shift).mean((1, 2)))
+                np.testing.assert_array_equal(computed(rest), x + (2 if after else 1) * shift)
 
 
-def test_the_support_pass_is_taken_at_once():
-    """Its derivative is differentiated in turn, which would keep what every piece makes."""
-    net = model.build("convnet4", 2, "batch", "meta", 2, (16, 16, 1), piece=1)
-    params, _ = jax.eval_shape(net.init, jax.random.key(0))
-    x = jax.ShapeDtypeStruct((4, 16, 16, 1), jnp.float32)
-    loops = {
-        which: str(jax.make_jaxpr(lambda p, x, which=which: net.apply(p, {}, x, which, True))(params, x)).count("scan[")
-        for which in (Pass.SUPPORT, Pass.QUERY)
-    }
-    assert loops[Pass.SUPPORT] == 0
-    assert loops[Pass.QUERY] > 0
+def test_images_that_are_there_are_not_copied():
+    x = jnp.ones((4, 2, 3, 1))
+    assert computed(lazily(x, 1)) is x
+    assert settled(lazily(x, 1)).inputs[0] is x

@@ -18,25 +18,27 @@ from parity import golden, reference
 from parity.check import check_case
 from parity.golden import OuterArgs
 from parity.grid import make_case
-from tests.parity import mutations
+from tests.parity import inner_mutations, mutations
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MIXED = {"conv1": "episodic", "conv2": "global", "conv3": "episodic", "conv4": "global"}
 RICH = {"momentum": 0.5, "weight_decay": 0.1, "temp": 2.0, "learn_temp": True, "frozen": ("conv2.bn",)}
-# By name: options of `make_case`.
+# By name: options of `make_case`. No more steps than it takes, in training and in evaluation.
 CASES = {
     "first_order": RICH | {"first_order": True},
-    "second_order": {"n_step": 1},
-    "zero_head": {"n_step": 1, "reset_classifier": True},
-    "two_episodes": {"n_step": 1, "first_order": True, "episodes": 2, "outer": OuterArgs("sgd", 0.1, 0.1, 2)},
+    "two_steps": RICH | {"first_order": True, "n_step": 2},
+    "second_order": {"eval_steps": 1},
+    "zero_head": {"reset_classifier": True},
+    "two_episodes": {"first_order": True, "episodes": 2, "outer": OuterArgs("sgd", 0.1, 0.1, 2)},
 }
 FORWARD = {"logits_train", "loss_train", "logits_eval", "buffer"}  # what takes no meta-gradient
 
 
 @functools.cache
 def case(name):
-    return make_case(name, **({"norm": MIXED, "image_size": 32, "episodes": 1, "eval_steps": 1} | CASES[name]))
+    common = {"norm": MIXED, "image_size": 32, "episodes": 1, "n_step": 1, "eval_steps": 0}
+    return make_case(name, **(common | CASES[name]))
 
 
 def failures(name, quantities, change=lambda port: port):
@@ -62,50 +64,50 @@ def test_parts_of_ones_own_pass():
     assert failures("first_order", FORWARD, mutations.norm) == set()
     assert failures("first_order", FORWARD, mutations.own_learner) == set()
     right = lambda momentum, decay: [optax.add_decayed_weights(decay), optax.trace(momentum)]  # noqa: E731
-    assert failures("first_order", FORWARD, lambda port: mutations.rule(port, right)) == set()
+    assert failures("first_order", FORWARD, lambda port: inner_mutations.rule(port, right)) == set()
 
 
 # Each mutation, the case that it must fail, and quantities that must show it.
 MUTATIONS = [
-    ("biased_running_variance", "first_order", {"buffer", "logits_train"}),
-    ("unbiased_batch_variance", "first_order", {"logits_train"}),
-    ("another_epsilon", "first_order", {"logits_train", "logits_eval"}),
-    ("running_statistics_move_by_nine_tenths", "first_order", {"buffer"}),
-    ("gradient_through_running_statistics", "first_order", {"grad"}),
-    ("running_statistics_never_move", "first_order", {"buffer"}),
-    ("query_normalised_by_its_own_batch", "first_order", {"logits_train"}),
-    ("evaluation_by_batch_moments_in_global_layers", "first_order", {"logits_eval"}),
-    ("training_by_running_statistics_in_global_layers", "first_order", {"logits_train", "buffer"}),
-    ("episodic_statistics_never_reset", "two_episodes", {"outer_losses"}),
-    ("global_statistics_of_the_last_episode", "two_episodes", {"buffer"}),
-    ("global_statistics_start_anew_at_each_step", "two_episodes", {"outer_losses"}),
-    ("decay_skipped", "first_order", {"logits_train"}),
-    ("decay_beside_the_momentum", "first_order", {"logits_train"}),
-    ("decay_not_on_normalisation", "first_order", {"logits_train"}),
-    ("momentum_skipped", "first_order", {"logits_train"}),
-    ("momentum_of_nesterov", "first_order", {"logits_train"}),
-    ("momentum_dampened", "first_order", {"logits_train"}),
-    ("momentum_buffer_not_reset", "first_order", {"logits_train"}),
-    ("first_order_detaches_the_decay_too", "first_order", {"grad"}),
-    ("first_order_detaches_the_momentum_too", "first_order", {"grad"}),
-    ("first_order_instead_of_second", "second_order", {"grad"}),
-    ("second_order_instead_of_first", "first_order", {"grad"}),
-    ("frozen_parameters_adapt", "first_order", {"logits_train"}),
-    ("frozen_parameters_are_not_meta_learned", "first_order", {"grad"}),
-    ("temperature_adapts", "first_order", {"logits_train"}),
-    ("rates_swapped", "first_order", {"logits_train"}),
-    ("one_step_more", "first_order", {"logits_train", "buffer"}),
-    ("support_loss_summed", "first_order", {"logits_train"}),
-    ("head_of_ones_instead_of_zeros", "zero_head", {"logits_eval"}),
-    ("head_layout_not_permuted", "first_order", {"logits_train"}),
-    ("kernels_mirrored", "first_order", {"logits_train"}),
-    ("meta_gradient_summed_over_tasks", "two_episodes", {"grad"}),
+    (mutations.biased_running_variance, "first_order", {"buffer", "logits_train"}),
+    (mutations.unbiased_batch_variance, "first_order", {"logits_train"}),
+    (mutations.another_epsilon, "first_order", {"logits_train", "logits_eval"}),
+    (mutations.running_statistics_move_by_nine_tenths, "first_order", {"buffer"}),
+    (mutations.gradient_through_running_statistics, "first_order", {"grad"}),
+    (mutations.running_statistics_never_move, "first_order", {"buffer"}),
+    (mutations.query_normalised_by_its_own_batch, "first_order", {"logits_train"}),
+    (mutations.evaluation_by_batch_moments_in_global_layers, "second_order", {"logits_eval"}),
+    (mutations.training_by_running_statistics_in_global_layers, "first_order", {"logits_train", "buffer"}),
+    (mutations.episodic_statistics_never_reset, "two_episodes", {"outer_losses"}),
+    (mutations.global_statistics_of_the_last_episode, "two_episodes", {"buffer"}),
+    (mutations.global_statistics_start_anew_at_each_step, "two_episodes", {"outer_losses"}),
+    (inner_mutations.decay_skipped, "first_order", {"logits_train"}),
+    (inner_mutations.decay_beside_the_momentum, "two_steps", {"logits_train"}),
+    (inner_mutations.decay_not_on_normalisation, "first_order", {"logits_train"}),
+    (inner_mutations.momentum_skipped, "two_steps", {"logits_train"}),
+    (inner_mutations.momentum_of_nesterov, "first_order", {"logits_train"}),
+    (inner_mutations.momentum_dampened, "first_order", {"logits_train"}),
+    (inner_mutations.momentum_buffer_not_reset, "first_order", {"logits_train"}),
+    (inner_mutations.first_order_detaches_the_decay_too, "first_order", {"grad"}),
+    (inner_mutations.first_order_detaches_the_momentum_too, "two_steps", {"grad"}),
+    (inner_mutations.first_order_instead_of_second, "second_order", {"grad"}),
+    (inner_mutations.second_order_instead_of_first, "first_order", {"grad"}),
+    (inner_mutations.frozen_parameters_adapt, "first_order", {"logits_train"}),
+    (inner_mutations.frozen_parameters_are_not_meta_learned, "first_order", {"grad"}),
+    (inner_mutations.temperature_adapts, "first_order", {"logits_train"}),
+    (inner_mutations.rates_swapped, "first_order", {"logits_train"}),
+    (mutations.one_step_more, "first_order", {"logits_train", "buffer"}),
+    (inner_mutations.support_loss_summed, "first_order", {"logits_train"}),
+    (mutations.head_of_ones_instead_of_zeros, "zero_head", {"logits_eval"}),
+    (mutations.head_layout_not_permuted, "first_order", {"logits_train"}),
+    (mutations.kernels_mirrored, "first_order", {"logits_train"}),
+    (mutations.meta_gradient_summed_over_tasks, "two_episodes", {"grad"}),
 ]
 
 
-@pytest.mark.parametrize(("mutation", "name", "shown_by"), MUTATIONS, ids=[mutation for mutation, *_ in MUTATIONS])
+@pytest.mark.parametrize(("mutation", "name", "shown_by"), MUTATIONS, ids=[m.__name__ for m, *_ in MUTATIONS])
 def test_a_wrong_port_is_caught(mutation, name, shown_by):
-    assert failures(name, shown_by, getattr(mutations, mutation)) == shown_by
+    assert failures(name, shown_by, mutation) == shown_by
 
 
 # The outer optimiser alone, on made-up gradients, tiny ones and ones to be clipped among them.

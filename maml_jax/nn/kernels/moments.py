@@ -1,7 +1,10 @@
 """Means and variances of images, read once or twice, and of batches of them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
@@ -67,13 +70,17 @@ def _define(name, abstract, default, cpu, static=()):
     """A primitive with two results and a form for each platform, whose mapped axes go to the front."""
     primitive = Primitive(name)
 
+    def run(*args, **how):
+        forms = {"cpu": cpu, "default": default}
+        return list(lax.platform_dependent(*args, **{name: functools.partial(f, **how) for name, f in forms.items()}))
+
     def batch(args, dims, **how):
         size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
         args = [batching.bdim_at_front(a, d, size) for a, d in zip(args, dims, strict=True)]
         return primitive.bind(*args, **how), [0, 0]
 
     primitive.multiple_results = True
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames=static))
+    primitive.def_impl(jax.jit(run, static_argnames=static))
     primitive.def_abstract_eval(abstract)
     batching.primitive_batchers[primitive] = batch
     mlir.register_lowering(primitive, mlir.lower_fun(default, multiple_results=True))

@@ -1,0 +1,299 @@
+"""Lists of the split, in all the forms and spellings that are read, and what is refused."""
+
+import json
+
+import pytest
+
+from maml_jax.data import folder, store
+from maml_jax.errors import DataError
+from tests.data.test_layout import names, write
+
+SPLIT_OF = {f"c{i}": split for i, split in enumerate(["train"] * 3 + ["val"] * 2 + ["test"] * 2)}
+EXPECTED = {split: [name for name in SPLIT_OF if SPLIT_OF[name] == split] for split in ("train", "val", "test")}
+WORDS = {"train": "base", "val": "val", "test": "novel"}
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write(tmp_path / "raw", *(f"images/{name}/{name}_{i}.png" for name in SPLIT_OF for i in range(3)))
+
+
+def assert_read(source, images=3):
+    found = {split: {c.name: c.count for c in classes} for split, classes in source.splits.items()}
+    assert found == {split: dict.fromkeys(part, images) for split, part in EXPECTED.items()}
+
+
+def rows(part):
+    return [(f"images/{name}/{name}_{i}.png", name) for name in part for i in range(3)]
+
+
+JSON_FORMS = {
+    "EasyFSL": lambda part: {"class_names": part, "class_roots": [f"images/{name}" for name in part]},
+    "EasyFSL of elsewhere": lambda part: {
+        "class_names": part,
+        "class_roots": [f"./data/x/images/{name}/" for name in part],
+    },
+    "CloserLook": lambda part: {
+        "label_names": list(SPLIT_OF),
+        "image_names": [path for path, _ in rows(part)],
+        "image_labels": [list(SPLIT_OF).index(name) for _, name in rows(part)],
+    },
+    "classes": lambda part: part,
+    "images": lambda part: [path for path, _ in rows(part)],
+    "pairs": lambda part: [list(row) for row in rows(part)],
+    "objects": lambda part: [{"file_name": path, "category": name} for path, name in rows(part)],
+    "images of each class": lambda part: {name: [path for path, n in rows(part) if n == name] for name in part},
+    "label of each image": lambda part: dict(rows(part)),
+    "columns": lambda part: {"filename": [p for p, _ in rows(part)], "label": [n for _, n in rows(part)]},
+    "class_names alone": lambda part: {"class_names": part},
+}
+
+
+@pytest.mark.parametrize("form", JSON_FORMS)
+@pytest.mark.parametrize("words", [{}, WORDS, {"train": "Meta-Train", "val": "Meta-Val", "test": "Meta-Test"}])
+def test_json_of_each_split(root, form, words):
+    for split, part in EXPECTED.items():
+        (root / f"{words.get(split, split)}.json").write_text(json.dumps(JSON_FORMS[form](part)))
+    source = folder.source(root, 8)
+    assert_read(source)
+    assert ".json" in source.account.rule
+
+
+@pytest.mark.parametrize("form", ["classes", "images", "pairs", "images of each class", "EasyFSL"])
+@pytest.mark.parametrize("file", ["splits.json", "split.json", "my_partition.json"])
+def test_json_of_all_splits(root, form, file):
+    content = {word: JSON_FORMS[form](EXPECTED[split]) for split, word in WORDS.items()}
+    (root / file).write_text(json.dumps(content), encoding="utf-8-sig")
+    source = folder.source(root, 8)
+    assert_read(source)
+    assert source.account.rule == f"as {file} has it"
+
+
+SPELLINGS = {
+    "plain": lambda root, path: path,
+    "dot": lambda root, path: f"./{path}",
+    "dots": lambda root, path: f"././/{path}",
+    "absolute": lambda root, path: str(root / path),
+    "of another machine": lambda root, path: f"/home/me/data/birds/{path}",
+    "of another folder": lambda root, path: f"filelists/birds/{path}",
+    "backslashes": lambda root, path: path.replace("/", "\\"),
+    "of Windows": lambda root, path: "C:\\data\\birds\\" + path.replace("/", "\\"),
+    "spaces": lambda root, path: f"  {path}  ",
+    "quotes": lambda root, path: f'"{path}"',
+    "quotes after a space": lambda root, path: f' "{path}"',
+    "single quotes": lambda root, path: f"'{path}'",
+    "without images/": lambda root, path: path.removeprefix("images/"),
+    "bare names": lambda root, path: path.rpartition("/")[2],
+    "without suffix": lambda root, path: path.removesuffix(".png"),
+    "bare without suffix": lambda root, path: path.rpartition("/")[2].removesuffix(".png"),
+    "another suffix": lambda root, path: path.removesuffix("png") + "JPEG",
+    "upper case": lambda root, path: path.upper(),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("suffix", ["csv", "txt"])
+def test_spellings_of_paths(root, spelling, suffix):
+    spell = SPELLINGS[spelling]
+    for split, part in EXPECTED.items():
+        lines = [f"{spell(root, path)}{',' + name if suffix == 'csv' else ''}" for path, name in rows(part)]
+        (root / f"{split}.{suffix}").write_text("\n".join(lines))
+    assert_read(folder.source(root, 8))
+
+
+HEADS = [
+    "filename,label",
+    "image,class",
+    "Filename,Label",
+    "path,category",
+    "IMAGE NAME,CLASS NAME",
+    "x,y",
+    "#file;label",
+    "id,wnid",
+]
+
+
+@pytest.mark.parametrize("head", ["", *HEADS])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_heads_and_encodings(root, head, end, encoding):
+    for split, part in EXPECTED.items():
+        lines = ([head.replace(";", ",")] if head else []) + [",".join(row) for row in rows(part)] + ["", ""]
+        (root / f"{split}.csv").write_bytes(end.join(lines).encode(encoding))
+    assert_read(folder.source(root, 8))
+
+
+ROWS = {
+    "label first": ("label,filename", lambda i, path, name: f"{name},{path}"),
+    "label first, no head": ("", lambda i, path, name: f"{name},{path}"),
+    "numbered": (",filename,label", lambda i, path, name: f"{i},{path},{name}"),
+    "numbered, no head": ("", lambda i, path, name: f"{i},{path},{name}"),
+    "columns between": ("path,width,height,label", lambda i, path, name: f"{path},8,8,{name}"),
+    "semicolons": ("filename;label", lambda i, path, name: f"{path};{name}"),
+    "tabs": ("filename\tlabel", lambda i, path, name: f"{path}\t{name}"),
+    "further columns": ("", lambda i, path, name: f"{path},{name},3,1,4"),
+}
+
+
+@pytest.mark.parametrize("form", ROWS)
+def test_columns_of_tables(root, form):
+    head, row = ROWS[form]
+    for split, part in EXPECTED.items():
+        lines = [head] * bool(head) + [row(i, path, name) for i, (path, name) in enumerate(rows(part))]
+        (root / f"{split}.csv").write_text("\n".join(lines))
+    assert_read(folder.source(root, 8))
+
+
+@pytest.mark.parametrize("column", ["split", "Set", "subset", "partition"])
+@pytest.mark.parametrize("file", ["labels.csv", "all images.csv", "splits.csv"])
+def test_a_column_for_the_split(root, column, file):
+    lines = [f"{WORDS[split]},{path},{name}" for split, part in EXPECTED.items() for path, name in rows(part)]
+    (root / file).write_text("\n".join([f"{column},file,label", *lines]))
+    assert_read(folder.source(root, 8))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        lambda path, name: name,
+        lambda path, name: f"images/{name}/",
+        lambda path, name: f"./{name}",
+        lambda path, name: f"{path} {name}",
+        lambda path, name: f"{path}\t{name}",
+        lambda path, name: path,
+    ],
+)
+@pytest.mark.parametrize("file", ["{}.txt", "ravi_{}.txt", "lists/{}_classes.txt", "splits/{}.lst"])
+def test_lines(root, line, file):
+    for split, part in EXPECTED.items():
+        (root / file.format(split)).parent.mkdir(exist_ok=True)
+        lines = dict.fromkeys(line(path, name) for path, name in rows(part))
+        (root / file.format(split)).write_text("# classes\n" * ("lists" in file) + "\n".join(lines))
+    assert_read(folder.source(root, 8))
+
+
+def test_lists_tell_how_deep_classes_are(tmp_path):
+    root = write(tmp_path, *(f"{g}/{c}/{i}.png" for g in ("ant", "bee") for c in ("x", "y") for i in range(2)))
+    (root / "train.txt").write_text("ant/x\nbee/x\n")
+    (root / "test.txt").write_text("ant/y\nbee/y\n")
+    assert names(folder.source(root, 8)) == {"train": ["ant/x", "bee/x"], "test": ["ant/y", "bee/y"]}
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("train.json", {"annotations": [1, 2], "info": {}}),
+        ("novel.json", {"class_names": ["c1"], "class_roots": []}),
+        ("val.json", 7),
+        ("base.json", [[1], [2]]),
+        ("train.json", [{"x": 1}]),
+        ("seen.txt", "c0\nc1\n"),
+        ("mine.json", {"first": ["c0", "c1"], "second": ["c2"]}),
+        ("subset.csv", "file,label\nimages/c0/c0_0.png,c0\n"),
+        ("train.yaml", "- c0\n"),
+        ("Test.pkl", "x"),
+        ("val.jsonl", "{}"),
+    ],
+)
+def test_what_looks_like_a_list_is_refused_by_name(root, file, content):
+    (root / file).write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(DataError, match=file.replace(".", r"\.")):
+        dict(folder.source(root, 8).splits)
+    if not file.startswith(("train.j", "novel", "val.json", "base")):
+        assert list(folder.source(root, 8, "random").splits) == ["train", "val", "test"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("README.txt", "These are seven classes."),
+        ("classes.txt", "\n".join(SPLIT_OF)),
+        ("meta.json", '{"author": "me"}'),
+    ],
+)
+def test_what_is_no_list_is_none(root, file, content):
+    (root / file).write_text(content)
+    source = folder.source(root, 8)
+    assert list(source.splits) == ["train", "val", "test"]
+    assert "drawn at random with seed 0" in source.account.rule
+
+
+def test_several_lists_of_a_split(root):
+    for name in ("birds_train.csv", "dogs_train.csv"):
+        (root / name).write_text("images/c0/c0_0.png,c0\n")
+    with pytest.raises(DataError, match=r"several lists of the train split: birds_train\.csv and dogs_train\.csv"):
+        dict(folder.source(root, 8).splits)
+
+
+def test_lists_in_several_folders(root):
+    for place in ("one", "two"):
+        (root / place).mkdir()
+        (root / place / "train.txt").write_text("c0\n")
+    with pytest.raises(DataError, match=r"lists of splits in several folders: one/, two/"):
+        dict(folder.source(root, 8).splits)
+
+
+def test_lists_that_are_not_used_are_counted(root):
+    for split, part in EXPECTED.items():
+        (root / f"{split}.csv").write_text("\n".join(map(",".join, rows(part))))
+        (root / f"{split}.txt").write_text("\n".join(part))
+    (root / "all.csv").write_text("x")
+    source = folder.source(root, 8)
+    assert_read(source)
+    assert source.account.rule == "as the lists train.csv, val.csv, test.csv have it"
+    left = source.account.left_out.to_json()["lists that were not used"]
+    assert left == {"count": 4, "examples": ["all.csv", "test.txt", "train.txt"]}
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("images/c0/x.heic", r"'images/c0/x\.heic', which is among the files of a kind that is not read"),
+        ("images/c0/.x.png", r"'images/c0/\.x\.png', which is among the hidden files"),
+        ("../raw/images/c0/c0_0.png", r"an image outside "),
+        ("{elsewhere}", r"an image that does not lie in "),
+        ("images/c0/c0_9.png", r"an image that cannot be read: there is no .*raw/images/c0/c0_9\.png"),
+        ("same.png", r"an image that may be any of 2, such as images/c0/same\.png"),
+    ],
+)
+def test_an_error_never_says_that_a_file_is_missing_which_is_there(root, tmp_path, path, message):
+    write(root, "images/c0/same.png", "images/c1/same.png", "images/c0/.x.png")
+    (root / "images" / "c0" / "x.heic").write_bytes(b"x")
+    write(tmp_path, "elsewhere/q.png")
+    path = path.format(elsewhere=tmp_path / "elsewhere" / "q.png")
+    (root / "train.csv").write_text(f"images/c0/c0_0.png,c0\n{path},c0\n")
+    with pytest.raises(DataError, match=rf"train\.csv line 2 names {message}") as caught:
+        dict(folder.source(root, 8).splits)
+    for word in str(caught.value).split("there is no ")[1:]:
+        assert not (root / word).exists()
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ([("images/c0/c0_0.png", "0")], [("images/c0/c0_1.png", "0"), ("images/c1/c1_0.png", "1")]),
+        ([("images/c0/c0_0.png", "7"), ("images/c1/c1_0.png", "8")], [("images/c1/c1_1.png", "3")]),
+        ([("images/c0/c0_0.png", "robin")], [("images/c0/c0_1.png", "Robin"), ("images/c1/c1_1.png", "wren")]),
+    ],
+)
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_a_class_folder_in_two_splits_is_one_class(root, train, test, form):
+    for split, part in (("train", train), ("test", test)):
+        text = "\n".join(map(",".join, part)) if form == "csv" else json.dumps(part)
+        (root / f"{split}.{form}").write_text(text)
+    with pytest.raises(
+        DataError, match=r"images of the folder 'images/c[01]' in split 'train', as class .* in split 'test'"
+    ):
+        dict(folder.source(root, 8).splits)
+    assert list(folder.source(root, 8, "images").splits) == ["train", "test"]
+
+
+def test_where_nothing_tells_whether_classes_are_the_same_it_is_noted(tmp_path):
+    root = write(tmp_path, *(f"images/{i}.png" for i in range(8)))
+    for start, split in ((0, "train"), (4, "test")):
+        (root / f"{split}.csv").write_text("\n".join(f"{start + i}.png,{i % 2}" for i in range(4)))
+    source = folder.source(root, 8)
+    assert names(source) == {"train": ["train/0", "train/1"], "test": ["test/0", "test/1"]}
+    kept = store.account(store.build(source, tmp_path / "cache", progress=False))
+    (reason,) = kept["notes"]
+    assert "only numbers for names" in reason
