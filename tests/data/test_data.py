@@ -121,7 +121,7 @@ def test_classes_too_small_are_skipped_and_counted(tmp_path, monkeypatch, name, 
     assert left["count"] == 1
     assert report["splits"]["train"]["classes"] == 1
     assert data.prepare(some, progress=False, check=True) == report
-    with pytest.raises(DataError, match="every class of split 'train' .* has fewer than 99 images"):
+    with pytest.raises(DataError, match=r"every class of split 'train' .* has fewer than 99 images"):
         data.prepare(dataclasses.replace(some, skip_small=99), progress=False)
 
 
