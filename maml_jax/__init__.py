@@ -1,7 +1,8 @@
 """Model-agnostic meta-learning in JAX and Flax: the names that a program needs.
 
 `learner` makes a learner of a Flax module, `Maml` says how it is meta-learned, `meta_step` learns from a batch of tasks
-and `predict` adapts to a new one. See the README for an example.
+and `predict` adapts to a new one. `load` gives a trained model, ready for images of your own. See the README for
+examples.
 """
 
 from maml_jax.config import preset
@@ -15,10 +16,13 @@ from maml_jax.meta.outer import Annealing, Maml, Method, TaskResult, evaluate_ta
 from maml_jax.meta.rates import LearnedRates
 from maml_jax.meta.step import MetaState, init_state, meta_gradient, meta_step
 from maml_jax.nn.model import FlaxLearner, Learned, Zero, learner
+from maml_jax.trained import Adapted, Predictions, Trained
+from maml_jax.weights import load
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "Adapted",
     "Annealing",
     "ConfigError",
     "DataError",
@@ -33,8 +37,10 @@ __all__ = [
     "Method",
     "Pass",
     "Phase",
+    "Predictions",
     "TaskResult",
     "Tasks",
+    "Trained",
     "UserError",
     "Zero",
     "adapt",
@@ -43,6 +49,7 @@ __all__ = [
     "evaluate_task",
     "init_state",
     "learner",
+    "load",
     "load_tasks",
     "meta_gradient",
     "meta_step",

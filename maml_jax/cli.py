@@ -1,5 +1,7 @@
 """The command line: verbs, flags, configuration, and errors as one line."""
 
+import importlib
+import importlib.metadata
 import platform
 import re
 import shlex
@@ -27,8 +29,12 @@ usage: maml-jax [VERB] [--config NAME] [--workdir DIR] [--config.FIELD=VALUE ...
   train      meta-train, then evaluate on the test split (the default). Run again on the same work directory, it goes on
              where it was.
   evaluate   evaluate the run in --workdir, under the settings it was trained with unless told otherwise
+  audit      write a report on how far that figure can be trusted: with fewer queries, each by itself, in other orders
+             of the labels, ...; run again, it goes on where it was; with --quick, a tenth of the tasks
   prepare    build the data set's store, verify it and say what is in it; with --check, verify the one that is there
   compare    train and evaluate all methods, each with its configuration beside --config, and print one table
+  export     write the model of a run as a folder of plain files; see maml-jax export --help
+  predict    tell the classes of your own pictures by a few of each; see maml-jax predict --help
 
   --config NAME           a configuration of configs/, or a file of yours (default: glyphs_5w1s, which needs no data)
   --workdir DIR           where checkpoints, metrics and results go (default: runs/NAME of the configuration)
@@ -45,7 +51,8 @@ examples:
 fields, with their defaults (a configuration may override them):
 """
 
-_VERBS = ("train", "evaluate", "prepare", "compare")
+_VERBS = ("train", "evaluate", "audit", "prepare", "compare")
+_WITH_ARGUMENTS_OF_THEIR_OWN = {"export": "maml_jax.weights", "predict": "maml_jax.classify"}
 _DEFAULT = "glyphs_5w1s"
 
 
@@ -62,7 +69,8 @@ def main(arguments: Sequence[str]) -> int:
       arguments: what follows the program's name.
 
     Returns:
-      The exit status: 0, 2 for a mistake of the user's, 130 if stopped by Ctrl-C or SIGTERM.
+      The exit status: 0, 1 for an audit that failed, 2 for a mistake of the user's, 130 if stopped by Ctrl-C or
+      SIGTERM.
     """
     try:
         return _run(list(arguments))
@@ -75,6 +83,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    if arguments and arguments[0] in _WITH_ARGUMENTS_OF_THEIR_OWN:
+        return importlib.import_module(_WITH_ARGUMENTS_OF_THEIR_OWN[arguments[0]]).main(arguments[1:])
     if {"-h", "--help", "help"} & set(arguments):
         from maml_jax.describe import help_text
 
@@ -90,6 +100,8 @@ def _run(arguments: list[str]) -> int:
         commands.prepare(request.config, request.check)
     elif request.verb == "compare":
         _compare(request)
+    elif request.verb == "audit":
+        return 0 if commands.audit(request.config, request.workdir, request.quick) else 1
     else:
         {"train": commands.train, "evaluate": commands.evaluate}[request.verb](request.config, request.workdir)
     return 0
@@ -118,6 +130,7 @@ class Request(NamedTuple):
       config: the configuration, checked.
       workdir: the work directory.
       check: whether to verify a store that is there.
+      quick: whether to audit on a tenth of the tasks.
       file: of the configuration; None if it is that of the work directory.
       rest: the arguments that set fields, among others.
     """
@@ -126,6 +139,7 @@ class Request(NamedTuple):
     config: ml_collections.ConfigDict
     workdir: Path
     check: bool
+    quick: bool
     file: Path | None
     rest: list[str]
 
@@ -149,25 +163,31 @@ def _parse(arguments: list[str]) -> Request:
     flags.DEFINE_string("config", None, "", flag_values=values)
     rest = values(["maml-jax", *arguments], known_only=True)  # overrides stay, and verbs
     workdir = Path(values.workdir) if values.workdir else None
-    if workdir and "evaluate" in rest and values.config is None:
+    if workdir and {"evaluate", "audit"} & set(rest) and values.config is None:
         file, config = None, config_lib.load(config_lib.existing(workdir) / "config.json")
     else:
         file, given = config_lib.find(values.config or _DEFAULT)
         config = config_lib.from_file(file, *given)
     config, verbs = _overridden(config, rest)
     if len(verbs) > 1 or not set(verbs) <= set(_VERBS):
-        raise ConfigError(f"cannot make sense of {' '.join(verbs)!r}; the verbs are {', '.join(_VERBS)}; see --help")
+        raise ConfigError(
+            f"cannot make sense of {' '.join(verbs)!r}; the verbs are {', '.join(_VERBS)}, "
+            f"and {', '.join(_WITH_ARGUMENTS_OF_THEIR_OWN)}, which come first; see --help"
+        )
     verb = (verbs or ["train"])[0]
     if values.check and verb != "prepare":
         raise ConfigError("--check goes with prepare: maml-jax prepare --check")
+    if values.quick and verb != "audit":
+        raise ConfigError("--quick goes with audit: maml-jax audit --workdir DIR --quick")
     config_lib.check(config)
-    return Request(verb, config, workdir or Path("runs") / file.stem, values.check, file, rest)
+    return Request(verb, config, workdir or Path("runs") / file.stem, values.check, values.quick, file, rest)
 
 
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_boolean("check", False, "", flag_values=values)
+    flags.DEFINE_boolean("quick", False, "", flag_values=values)
     return values
 
 

@@ -3,18 +3,19 @@
 import contextlib
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import ml_collections
 
 from maml_jax import config as config_lib
-from maml_jax import data, report
-from maml_jax import evaluate as evaluation
+from maml_jax import data, report, results
 from maml_jax import train as training
 from maml_jax.checkpoint import Checkpoints
-from maml_jax.errors import DataError
+from maml_jax.errors import ConfigError, DataError
 from maml_jax.evaluate import Evaluation, Evaluator
 from maml_jax.experiment import Experiment, stored_data
+from maml_jax.experiment.transfer import for_data
 from maml_jax.files import write_whole
 from maml_jax.meta.step import MetaState
 from maml_jax.progress import say, silence
@@ -30,6 +31,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> Evaluation | None
     stored = workdir / "config.json"
     if stored.exists():
         config_lib.check_same_run(config, config_lib.load(stored), workdir)
+    start_jax(config.parallel)
     experiment = _start(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
@@ -47,22 +49,85 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> Evaluation | N
     Raises:
       UserError: there is no run, or it does not fit the configuration.
     """
-    config_lib.existing(workdir)
-    experiment = _start(config, workdir, train=False)
+    run = trained_run(config, workdir)
+    return _evaluate(run.experiment, run.state, workdir)
+
+
+def audit(config: ml_collections.ConfigDict, workdir: Path, quick: bool = False) -> bool:
+    """Audits the run in a work directory, and writes `audit/report.md` there.
+
+    Args:
+      config: what it is tested under.
+      workdir: of the run.
+      quick: take a tenth of the tasks.
+
+    Returns:
+      Whether it passed: no prediction that should not depend on other queries does.
+
+    Raises:
+      UserError: there is no run, or it does not fit the configuration.
+    """
+    from maml_jax import audit as auditing  # draws pictures, which takes long to load
+    from maml_jax.audit.subject import Subject, protocol_of
+
+    if config.parallel.processes > 1:
+        raise ConfigError("an audit is made by one process", {"parallel.processes": 1})
+    run = trained_run(config, workdir)
+    subject = Subject.of(*run, quick)
+    protocol = protocol_of(run.config, run.experiment, run.state, subject)
+    folder = workdir / auditing.FOLDER
+    measures = auditing.audit(subject, protocol, run.experiment.stores, folder)
+    print(f"{measures['headline']['sentence']}\n{folder / 'report.md'}")
+    passed = measures["leak_certificate"].get("passed", True)
+    if not passed:
+        say("the audit failed: under a normalisation that is said to be inductive, predictions depend on other queries")
+    return passed
+
+
+class Run(NamedTuple):
+    """A trained run, to be tested.
+
+    Attributes:
+      config: what it is tested under.
+      trained: what it was trained under.
+      experiment: of `config`.
+      state: what was learned.
+    """
+
+    config: ml_collections.ConfigDict
+    trained: ml_collections.ConfigDict
+    experiment: Experiment
+    state: MetaState
+
+
+def trained_run(config: ml_collections.ConfigDict, workdir: Path) -> Run:
+    """The run in a work directory, to be tested under `config`.
+
+    Raises:
+      UserError: there is no run, or it does not fit the configuration.
+    """
+    trained = config_lib.load(config_lib.existing(workdir) / "config.json")
+    start_jax(config.parallel)
+    if config.data.name != trained.data.name:
+        with Checkpoints(workdir / "checkpoints") as checkpoints:
+            arrays, _ = checkpoints.read(config.eval.checkpoint)
+        parameters = {name.removeprefix("params.").replace(".", "/"): leaf for name, leaf in arrays.items()}
+        config = for_data(config, trained, parameters)
+    experiment = _start(config, workdir, trained)
     try:
-        state = restore(experiment, workdir)
+        return Run(config, trained, experiment, restore(experiment, workdir))
     except DataError as error:
         raise _misfit(error, config, workdir) from error
-    return _evaluate(experiment, state, workdir)
 
 
-def _start(config: ml_collections.ConfigDict, workdir: Path, train: bool = True) -> Experiment:
-    """Starts JAX, opens the data and builds the experiment."""
-    start_jax(config.parallel)
+def _start(
+    config: ml_collections.ConfigDict, workdir: Path, trained: ml_collections.ConfigDict | None = None
+) -> Experiment:
+    """Opens the data and builds the experiment: to train, unless it has been `trained`."""
     if config.model.precision == "float32":
         jax.config.update("jax_default_matmul_precision", "float32")
     stores = data.open_stores(stored_data(config))
-    experiment = Experiment.of(config, stores, train)
+    experiment = Experiment.of(config, stores, trained is None, trained)
     jax.config.update("jax_compilation_cache_dir", str(data.default_cache_dir() / "xla"))
     say(
         f"jax {jax.__version__} on {len(jax.devices())} {jax.devices()[0].device_kind} device(s), "
@@ -117,7 +182,7 @@ def _evaluate(experiment: Experiment, state: MetaState, workdir: Path) -> Evalua
     result = Evaluator(experiment, t.split)(state.params, state.stats, t.tasks, show=True)
     if jax.process_index() > 0:
         return None
-    evaluation.write(workdir, experiment, result, int(state.step))
+    results.write(workdir, experiment, result, int(state.step))
     if report.is_curve(experiment):
         report.draw_curves(experiment, state, workdir / "report" / "curves.png")
     facts = t.facts

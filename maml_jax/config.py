@@ -158,14 +158,23 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 
 
 def load(path: Path) -> ml_collections.ConfigDict:
-    """Reads a file of `to_json`; fields that came into being since have their defaults.
+    """Reads a file of `to_json`; see `from_json`."""
+    try:
+        text = path.read_text()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    return from_json(text, path)
+
+
+def from_json(text: str, path: Path) -> ml_collections.ConfigDict:
+    """Reads what `to_json` wrote to a file; fields that came into being since have their defaults.
 
     Raises:
-      ConfigError: the file is missing or damaged, or holds a field that does not exist.
+      ConfigError: it is damaged, or holds a field that does not exist.
     """
     try:
-        stored = _flat(json.loads(path.read_text()))
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        stored = _flat(json.loads(text))
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     config = default()
     for name, value in stored.items():

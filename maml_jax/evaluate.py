@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from pathlib import Path
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,8 @@ import numpy as np
 import scipy.stats
 
 from maml_jax.data.stream import Feed
-from maml_jax.episode import Episode
+from maml_jax.episode import Episode, Tasks
 from maml_jax.experiment import Experiment
-from maml_jax.files import to_json, write_whole
 from maml_jax.meta.outer import Method, accuracy, evaluate_task, query_pass
 from maml_jax.parallel import AXIS, my_share, replicate, spread
 from maml_jax.progress import Meter
@@ -38,12 +37,16 @@ class Evaluation:
       accuracies: of each task, `[tasks]`, in [0, 1]; None in regression.
       losses_by_step: query loss before adaptation and after each inner step, `[tasks, steps + 1]`, if asked for.
       accuracies_by_step: likewise.
+      labels: of the queries, int32 `[tasks, way * query]`; None in regression.
+      predictions: likewise, after adaptation.
     """
 
     losses: np.ndarray
     accuracies: np.ndarray | None = None
     losses_by_step: np.ndarray | None = None
     accuracies_by_step: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    predictions: np.ndarray | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -98,11 +101,12 @@ def measure_task(
     """One task's figures, by the names of `Evaluation`'s fields."""
     if not by_step:
         result = evaluate_task(method, params, stats, episode, steps)
-        return _present(losses=result.loss, accuracies=result.accuracy)
+        answers = _answers(result.logits, episode)
+        return _present(losses=result.loss, accuracies=result.accuracy, **answers)
 
     def judge(params, stats, k):
         loss, outputs, _ = query_pass(method.learner, params, stats, episode, k)
-        return _present(losses=loss, accuracies=accuracy(outputs, episode.query_y))
+        return _present(losses=loss, accuracies=accuracy(outputs, episode.query_y)), _answers(outputs, episode)
 
     def watch(_, params, stats, k):
         return judge(params, stats, k)
@@ -111,11 +115,78 @@ def measure_task(
     start, start_stats, _ = method.adapted(params, stats, *support, 0)
     _, _, after = method.adapted(params, stats, *support, steps, watch)
     every = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), judge(start, start_stats, 0), after)
-    return {name: rows[-1] for name, rows in every.items()} | {f"{name}_by_step": r for name, r in every.items()}
+    figures, answers = every
+    last = {name: rows[-1] for name, rows in (figures | answers).items()}
+    return last | {f"{name}_by_step": rows for name, rows in figures.items()}
+
+
+def _answers(outputs, episode):
+    """Labels and predictions; nothing in regression."""
+    if not jnp.issubdtype(episode.query_y.dtype, jnp.integer):
+        return {}
+    return {"labels": episode.query_y, "predictions": jnp.argmax(outputs, -1).astype(jnp.int32)}
 
 
 def _present(**values):
     return {name: value for name, value in values.items() if value is not None}
+
+
+class EachTask:
+    """A function of one task, compiled once, for any number of tasks on all devices.
+
+    Args:
+      function: of meta-parameters, lasting statistics, an episode, and what is given beside it, to a pytree of arrays.
+      backend: 'shard_map' or 'pmap'.
+      at_least: tasks of a call.
+    """
+
+    def __init__(self, function: Callable[..., PyTree], backend: str = "shard_map", at_least: int = _TASKS_PER_CALL):
+        self._devices = jax.devices()
+        per_call = self.per_call = -(-at_least // len(self._devices)) * len(self._devices)
+        on_cpu = jax.default_backend() == "cpu"
+        at_once = None if on_cpu else per_call // len(self._devices)  # launches set the time on an accelerator
+
+        def run(params, stats, tasks, beside, call):
+            def one(slot):
+                index = call * per_call + slot
+                return function(params, stats, tasks.sample(index), *jax.tree.map(lambda rows: rows[index], beside))
+
+            share = jax.lax.map(one, my_share(per_call), batch_size=at_once)
+            return jax.lax.all_gather(share, AXIS, tiled=True)
+
+        self._run = spread(run, self._devices, backend)
+
+    def __call__(
+        self,
+        params: PyTree,
+        stats: PyTree,
+        tasks: Tasks | Feed,
+        count: int,
+        label: str = "",
+        beside: tuple[np.ndarray, ...] = (),
+    ) -> PyTree:
+        """What the function makes of tasks 0 .. count - 1, with a leading `tasks` axis.
+
+        Args:
+          params: meta-parameters.
+          stats: the statistics that outlive an episode.
+          tasks: of a split; or what feeds them, `per_call` at a time.
+          count: how many.
+          label: tell under this name how far it is; '': do not.
+          beside: arrays `[count, ...]`, of which the function gets the task's row.
+        """
+        outcomes = []
+        params, stats, beside = replicate((params, stats, beside), self._devices)
+        calls = math.ceil(count / self.per_call)  # a surplus at the end is cut off
+        feed = tasks if hasattr(tasks, "between") else Feed(tasks, self._devices, self.per_call, 0, calls, most=1)
+        with feed, Meter(label, count, "tasks", show=bool(label)) as meter:
+            for call in range(calls):
+                ((images, _),) = feed.between(call, call + 1)
+                outcome = self._run(params, stats, images, beside, np.int32(call))
+                meter.start()  # the first call returns when the program is compiled
+                outcomes.append(jax.device_get(outcome))
+                meter.advance(min((call + 1) * self.per_call, count))
+        return jax.tree.map(lambda *rows: np.concatenate(rows)[:count], *outcomes)
 
 
 class Evaluator:
@@ -127,21 +198,13 @@ class Evaluator:
     """
 
     def __init__(self, experiment: Experiment, split: str):
-        self._tasks, self._devices = experiment.eval_tasks[split], jax.devices()
-        per_call = self._per_call = -(-_TASKS_PER_CALL // len(self._devices)) * len(self._devices)
+        self._tasks = experiment.eval_tasks[split]
         testing, method = experiment.testing, experiment.tested
-        on_cpu = jax.default_backend() == "cpu"
-        at_once = None if on_cpu else per_call // len(self._devices)  # launches set the time on an accelerator
 
-        def run(params, stats, tasks, call):
-            def one(slot):
-                task = tasks.sample(call * per_call + slot)
-                return measure_task(method, params, stats, task, testing.steps, testing.by_step)
+        def measure(params, stats, episode):
+            return measure_task(method, params, stats, episode, testing.steps, testing.by_step)
 
-            share = jax.lax.map(one, my_share(per_call), batch_size=at_once)
-            return jax.lax.all_gather(share, AXIS, tiled=True)
-
-        self._run = spread(run, self._devices, experiment.backend)
+        self._each = EachTask(measure, experiment.backend)
 
     def __call__(self, params: PyTree, stats: PyTree, tasks: int, show: bool = False) -> Evaluation:
         """Adapts to tasks 0 .. tasks - 1 and scores their queries.
@@ -152,33 +215,4 @@ class Evaluator:
           tasks: how many.
           show: tell how far it is.
         """
-        outcomes = []
-        params, stats = replicate((params, stats), self._devices)
-        calls = math.ceil(tasks / self._per_call)  # a surplus at the end is cut off
-        feed = Feed(self._tasks, self._devices, self._per_call, 0, calls, most=1)
-        with feed, Meter("evaluating", tasks, "tasks", show=show) as meter:
-            for call in range(calls):
-                ((images, _),) = feed.between(call, call + 1)
-                outcome = self._run(params, stats, images, np.int32(call))
-                meter.start()  # the first call returns when the program is compiled
-                outcomes.append(jax.device_get(outcome))
-                meter.advance(min((call + 1) * self._per_call, tasks))
-        return Evaluation(**jax.tree.map(lambda *rows: np.concatenate(rows)[:tasks], *outcomes))
-
-
-def write(folder: Path, experiment: Experiment, evaluation: Evaluation, step: int) -> None:
-    """Writes `eval.json` (the figures and their protocol) and `eval_tasks.npz` (the tasks) into a folder.
-
-    Args:
-      folder: of the run.
-      experiment: what the evaluation ran under.
-      evaluation: its outcome.
-      step: meta-steps of the checkpoint evaluated.
-    """
-    t = experiment.testing
-    protocol = {**t.facts, "split": t.split, "inner_steps": t.steps, "checkpoint": t.checkpoint, "step": step}
-    report = {**evaluation.means, "n_tasks": len(evaluation.losses), "protocol": protocol}
-    if evaluation.by_step:
-        report["by_step"] = evaluation.by_step
-    write_whole(folder / "eval_tasks.npz", lambda file: np.savez(file, **evaluation.arrays()))
-    write_whole(folder / "eval.json", lambda file: file.write(to_json(report).encode()))
+        return Evaluation(**self._each(params, stats, self._tasks, tasks, "evaluating" if show else ""))

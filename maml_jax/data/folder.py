@@ -12,13 +12,13 @@ from typing import Any
 
 from maml_jax.data import hdf5, images, pixels
 from maml_jax.data.account import Account
-from maml_jax.data.archive import Tree, is_archive, open_tree
+from maml_jax.data.archive import Tree, is_archive, is_image, open_tree
 from maml_jax.data.dataset import DataSet, DataSettings
 from maml_jax.data.images import Look
 from maml_jax.data.layout import class_folders, split_folders, split_starts, unused
 from maml_jax.data.lists import check_classes, listed, refuse_unread
 from maml_jax.data.source import ClassImages, LazySplits, Source
-from maml_jax.data.split import IMAGES, JsonSplit, Listing, check_name, images_split, random_split
+from maml_jax.data.split import IMAGES, JsonSplit, Listing, check_name, images_split, no_classes, random_split
 from maml_jax.errors import DataError
 
 VERSION = 2
@@ -80,6 +80,8 @@ def source(
 
 
 def _listing(tree: Tree, asked: _Asked, chosen: JsonSplit | None, account: Account) -> Listing:
+    if not any(map(is_image, tree.members)):
+        raise no_classes(tree)
     drawn = f"drawn at random with seed {asked.seed}: 64, 16 and 20 % of"
     if asked.split == "random" or chosen:
         classes = _large(class_folders(tree, asked.class_depth, merge_splits=True), asked, account)

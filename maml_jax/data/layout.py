@@ -13,6 +13,8 @@ _SPLIT_WORDS = {
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "tst", "novel", "evaluation"), "test"),
 }
+_WEAK = re.compile(r"background|evaluation|base|novel", re.IGNORECASE)
+"""What names a split only beside another: Omniglot's `images_background/` alone just holds everything."""
 _NOISE = {"meta", "phase", "set", "split", "data", "image", "images", "img", "imgs", "class", "classes", "folder"}
 _OMNIGLOT = re.compile(r"character\d+")
 
@@ -46,7 +48,8 @@ def base_of(tree: Tree) -> str:
         if not images and (len(tops) != 1 or flat):
             return base
         (top,) = images[:1] or tops
-        if not images and (split_of(top) or any("/" not in rest for rest in tops[top])):
+        is_split = split_of(top) and not _WEAK.search(top)
+        if not images and (is_split or any("/" not in rest for rest in tops[top])):
             return base
         inside, base = tops[top], f"{base}{top}/"
 
@@ -56,7 +59,10 @@ def _tops(members: Iterable[str]) -> set[str]:
 
 
 def split_starts(tree: Tree) -> tuple[dict[str, list[str]], list[str]]:
-    """The folders of each split, and those beside them that hold images too, with the base that both lie in."""
+    """The folders of each split, and those beside them that hold images too, with the base that both lie in.
+
+    One folder among others is a class for all its name, such as CIFAR-100's `train/`, if its images lie in it directly.
+    """
     base = base_of(tree)
     members = [member for member in tree.members if member.startswith(base) and is_image(member)]
     starts, others = defaultdict(list), []
@@ -65,6 +71,10 @@ def split_starts(tree: Tree) -> tuple[dict[str, list[str]], list[str]]:
             starts[split].append(f"{base}{top}/")
         else:
             others.append(f"{base}{top}/")
+    own = tuple(folder for folders in starts.values() for folder in folders)
+    deep = any(member.removeprefix(base).count("/") > 1 for member in members if member.startswith(own))
+    if others and len(starts) == 1 and not deep:
+        return {}, others
     order = ("train", "val", "test")
     return {split: starts[split] for split in order if split in starts}, others
 

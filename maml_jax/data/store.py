@@ -37,12 +37,14 @@ class ClassStore:
       offsets: int64 `[classes + 1]`; the images of class `c` are `images[offsets[c]:offsets[c + 1]]`.
       class_names: name of each class.
       split: 'train', 'val' or 'test'.
+      sha256: of the file of images; '' if they are in none.
     """
 
     images: np.ndarray
     offsets: np.ndarray
     class_names: tuple[str, ...]
     split: str
+    sha256: str = ""
 
     @property
     def num_classes(self) -> int:
@@ -132,7 +134,7 @@ def open_store(path: str | os.PathLike[str], split: str) -> ClassStore:
     offsets = np.concatenate([[0], np.cumsum(entry["counts"], dtype=np.int64)])
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) != offsets[-1]:
         raise _damaged(path, f"{file.name} holds {images.dtype} {list(images.shape)}, not {offsets[-1]} images")
-    return ClassStore(images, offsets, tuple(entry["classes"]), split)
+    return ClassStore(images, offsets, tuple(entry["classes"]), split, entry["sha256"])
 
 
 def split_names(path: str | os.PathLike[str]) -> tuple[str, ...]:

@@ -191,6 +191,18 @@ def _draw_tasks(spec: TaskSpec, offsets: jax.Array, indices: jax.Array) -> TaskD
     return jax.vmap(lambda index: draw_task(spec, offsets, index))(indices)
 
 
+def drawn_classes(tasks: Tasks, count: int) -> np.ndarray | None:
+    """The classes of tasks 0 .. count - 1, as numbers of the store's, int `[count, way]`; None if they are of no store.
+
+    Labels stand for them in this order.
+    """
+    if not isinstance(tasks, ImageTasks | HostTasks):
+        return None
+    offsets = np.asarray(tasks.store.offsets if isinstance(tasks, HostTasks) else tasks.offsets, np.int32)
+    drawn = jax.device_get(_draw_tasks(tasks.spec, offsets, np.arange(count, dtype=np.int32)))
+    return np.searchsorted(offsets, drawn.rows[..., 0], side="right") - 1
+
+
 class _Loader:
     """Makes chunk number `n` of a split on the host: the tasks n · count .. (n + 1) · count - 1."""
 

@@ -12,7 +12,7 @@ from maml_jax.data.store import ClassStore
 from maml_jax.data.stream import example
 from maml_jax.episode import Tasks
 from maml_jax.experiment.method import build_method, build_outer
-from maml_jax.experiment.tasks import build_tasks, stored_data
+from maml_jax.experiment.tasks import build_tasks, normalization, stored_data
 from maml_jax.meta.outer import Method
 from maml_jax.meta.step import MetaState, init_state
 from maml_jax.nn.norm import Normalization
@@ -53,6 +53,7 @@ class Testing(NamedTuple):
       checkpoint: 'best' or 'latest'.
       by_step: measure after each inner step, too.
       facts: what is to be known beside the figures: ways, shots, queries, normalisation, ....
+      data: where the tested images come from, and how the model sees them.
     """
 
     split: str
@@ -61,6 +62,7 @@ class Testing(NamedTuple):
     checkpoint: str
     by_step: bool
     facts: dict[str, Any]
+    data: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Experiment:
       testing: the protocol of validation and test.
       devices: that share the tasks of a meta-step.
       backend: 'shard_map' or 'pmap'.
+      stores: the images by split; none for tasks that are not made of images.
     """
 
     seed: int
@@ -90,10 +93,15 @@ class Experiment:
     testing: Testing
     devices: list[jax.Device]
     backend: str
+    stores: Mapping[str, ClassStore]
 
     @classmethod
     def of(
-        cls, config: ml_collections.ConfigDict, stores: Mapping[str, ClassStore], training: bool = True
+        cls,
+        config: ml_collections.ConfigDict,
+        stores: Mapping[str, ClassStore],
+        training: bool = True,
+        trained: ml_collections.ConfigDict | None = None,
     ) -> "Experiment":
         """Builds what a checked configuration describes.
 
@@ -101,13 +109,14 @@ class Experiment:
           config: the configuration.
           stores: the images by split; none for tasks that are not made of images.
           training: whether there is to be meta-training, against evaluation alone.
+          trained: the configuration that the model was trained under, if that is another one.
 
         Raises:
           ConfigError: tasks do not fit the data, or the devices.
           DataError: a split that is needed is lacking, or channels do not fit.
         """
         check_devices(config.train.tasks, config.parallel.devices, config.train.tasks_at_once)
-        tasks, eval_tasks = build_tasks(config, stores, training)
+        tasks, eval_tasks = build_tasks(config, stores, training, trained)
         devices = choose_devices(config.train.tasks, config.parallel.devices)
         return cls(
             seed=config.seed,
@@ -117,9 +126,10 @@ class Experiment:
             tasks=tasks,
             eval_tasks=eval_tasks,
             training=_training(config, len(devices)),
-            testing=_testing(config),
+            testing=_testing(config, stores, trained),
             devices=devices,
             backend=config.parallel.backend,
+            stores=stores,
         )
 
     def fresh_state(self) -> MetaState:
@@ -134,7 +144,9 @@ def _training(config: ml_collections.ConfigDict, devices: int) -> Training:
     return Training(t.steps, t.tasks, at_once, t.report_every, t.validate_every, t.validation_tasks, t.checkpoint_every)
 
 
-def _testing(config: ml_collections.ConfigDict) -> Testing:
+def _testing(
+    config: ml_collections.ConfigDict, stores: Mapping[str, ClassStore], trained: ml_collections.ConfigDict | None
+) -> Testing:
     e = config.eval
     facts = {
         "data": config.data.name,
@@ -147,4 +159,20 @@ def _testing(config: ml_collections.ConfigDict) -> Testing:
         "transductive": Normalization.parse(config.model.norm, config.inner.steps).transductive,
         "seed": config.seed,
     }
-    return Testing(e.split, e.tasks, e.steps, e.checkpoint, e.by_step, facts)
+    return Testing(e.split, e.tasks, e.steps, e.checkpoint, e.by_step, facts, _data_facts(config, stores, trained))
+
+
+def _data_facts(config, stores, trained):
+    facts = {"name": config.data.name, "trained_on": (trained or config).data.name}
+    if config.eval.split not in stores:
+        return facts
+    store = stores[config.eval.split]
+    return facts | {
+        "dir": config.data.dir,
+        "classes": store.num_classes,
+        "images": len(store.images),
+        "sha256": store.sha256,
+        "image_size": config.data.image_size,
+        "channels": store.image_shape[2],
+        "normalization": normalization(config, trained),
+    }

@@ -15,9 +15,15 @@ from maml_jax.errors import ConfigError, DataError
 
 
 def build_tasks(
-    config: ml_collections.ConfigDict, stores: Mapping[str, ClassStore], training: bool
+    config: ml_collections.ConfigDict,
+    stores: Mapping[str, ClassStore],
+    training: bool,
+    trained: ml_collections.ConfigDict | None = None,
 ) -> tuple[Tasks | None, dict[str, Tasks]]:
-    """The tasks of meta-training, if there is to be any, and those of validation and test by split."""
+    """The tasks of meta-training, if there is to be any, and those of validation and test by split.
+
+    What belongs to the model's input is as in `trained`, the configuration that it was trained under, if that is given.
+    """
     splits = [config.eval.split]
     if training and config.train.validate_every:
         splits.append("val")
@@ -26,7 +32,8 @@ def build_tasks(
         t, e = config.task, config.eval
         train = make(config.seed, "train", t.shot, t.query) if training else None
         return train, {split: make(config.seed, split, e.shot, e.query) for split in splits}
-    specs = {split: _eval_spec(config, split) for split in splits}
+    constants = normalization(config, trained)
+    specs = {split: _eval_spec(config, split, constants) for split in splits}
     for split, spec in specs.items():
         _check_data(config, stores, split, spec, "eval")
     of = lambda used, specs: place(  # noqa: E731
@@ -66,7 +73,7 @@ def _train_spec(config: ml_collections.ConfigDict) -> TaskSpec:
     )
 
 
-def _eval_spec(config: ml_collections.ConfigDict, split: str) -> TaskSpec:
+def _eval_spec(config: ml_collections.ConfigDict, split: str, constants: Statistics | None) -> TaskSpec:
     """How the tasks of validation and test are drawn: classes not turned, images not augmented at random."""
     e = config.eval
     return TaskSpec(
@@ -77,13 +84,17 @@ def _eval_spec(config: ml_collections.ConfigDict, split: str) -> TaskSpec:
         e.query,
         support_augment=e.augment,
         query_augment=e.augment,
-        normalization=normalization(config),
+        normalization=constants,
         size=config.data.image_size,
     )
 
 
-def normalization(config: ml_collections.ConfigDict) -> Statistics | None:
+def normalization(
+    config: ml_collections.ConfigDict, trained: ml_collections.ConfigDict | None = None
+) -> Statistics | None:
     """Mean and deviation per channel that `data.normalize` stands for; None for 'none'.
+
+    Those of the data set that the model was trained on, whichever it is tested on, unless `data.normalize` has changed.
 
     Raises:
       ConfigError: it is 'dataset', and none are published for the data set.
@@ -92,10 +103,12 @@ def normalization(config: ml_collections.ConfigDict) -> Statistics | None:
         return None
     if config.data.normalize == "imagenet":
         return data.IMAGENET_STATISTICS
-    statistics = data.data_set(config.data.name).statistics
+    kept = trained is not None and trained.data.normalize == config.data.normalize
+    name = trained.data.name if kept else config.data.name
+    statistics = data.data_set(name).statistics
     if statistics is None:
         raise ConfigError(
-            f"data.normalize='dataset', but no statistics are in use for {config.data.name!r}",
+            f"data.normalize='dataset', but no statistics are in use for {name!r}",
             {"data.normalize": "none"},
         )
     return statistics

@@ -107,9 +107,9 @@ def with_file(root, content, name="x.jpg"):
     (test_folder.write_classes(root) / "bee" / name).write_bytes(content)
 
 
-def deep_png():
+def deep_tiff():
     content = io.BytesIO()
-    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(content, "PNG")
+    Image.fromarray(np.full((8, 8), 90_000, np.int32)).save(content, "TIFF")
     return content.getvalue()
 
 
@@ -164,10 +164,10 @@ CASES = {
         lambda root: with_file(root, EPS),
         r"image bee/x\.jpg in .*raw: it is none of",
     ),
-    "image of 16 bits": (
+    "image of 32 bits": (
         "folder",
-        lambda root: with_file(root, deep_png(), "x.png"),
-        r"error: cannot read the image bee/x\.png in [^:]*raw: it has more than 8 bits per channel$",
+        lambda root: with_file(root, deep_tiff(), "x.tif"),
+        r"error: cannot read the image bee/x\.tif in [^:]*raw: its values are 90000 to 90000, expected 0 to 65535$",
     ),
     "list of binary": (
         "mini_imagenet",

@@ -111,7 +111,15 @@ def test_classes_that_are_called_like_splits(tmp_path):
     assert sorted(name for part in found.values() for name in part) == ["base", "cat", "dog", "test"]
 
 
-@pytest.mark.parametrize("top", ["", "train", "data/omniglot"])
+@pytest.mark.parametrize(("name", "top"), [("train", ""), ("novel", "images/"), ("Validation", "data/")])
+def test_a_class_that_is_called_like_a_split(tmp_path, name, top):
+    """CIFAR-100 has a class 'train'."""
+    root = write(tmp_path, *(f"{top}{c}/{i}.png" for c in (name, "cat", "dog") for i in range(2)))
+    found = names(folder.source(root, 8))
+    assert sorted(name for part in found.values() for name in part) == sorted([name, "cat", "dog"])
+
+
+@pytest.mark.parametrize("top", ["", "train", "data/omniglot", "images_background"])
 def test_omniglot_like_classes_are_two_folders_deep(tmp_path, top):
     paths = [f"{a}/character{c:02d}/{i}.png" for a in ("Greek", "Latin") for c in (1, 2, 3) for i in range(2)]
     source = folder.source(write(tmp_path, *(f"{top}/{path}".lstrip("/") for path in paths)), 8)
@@ -219,7 +227,7 @@ def test_images_in_no_class_folder(tmp_path, paths, message):
 def test_archives_among_other_files_are_named(tmp_path):
     write_zip(tmp_path / "birds.zip")
     (tmp_path / "notes.md").write_text("x")
-    with pytest.raises(DataError, match=r"no images and birds\.zip") as caught:
+    with pytest.raises(DataError, match=r"no images, but birds\.zip") as caught:
         dict(folder.source(tmp_path, 8).splits)
     assert caught.value.settings == {"data.dir": str(tmp_path / "birds.zip")}
 

@@ -14,6 +14,7 @@ import pytest
 from maml_jax.nn.kernels import winograd
 from maml_jax.nn.kernels.conv import conv
 from parity import golden, grid, replay
+from tests.parity.mutations import without_evaluation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,13 +53,13 @@ def test_each_kernel_is_as_exact_as_float32_is(channels, bound, sides):
 
 @pytest.mark.parametrize("encoder", ["convnet4", "wide-convnet4"])
 def test_so_is_the_meta_gradient(encoder):
-    """Through two inner steps and back, from the same numbers: those of float32 in float32, and in float64."""
-    case = grid.make_case(encoder, encoder=encoder, width=0, dtype="float32", episodes=1, image_size=16, seed=3)
+    """Through an inner step and back, from the same numbers: those of float32 in float32, and in float64."""
+    case = grid.make_case(encoder, encoder=encoder, width=0, dtype="float32", episodes=1, n_step=1, seed=3)
     double = {name: value.astype(np.float64) for name, value in case.params.items()}
     images = {name: getattr(case, name).astype(np.float64) for name in ("support_x", "query_x")}
     exact = replay.in_torch(dataclasses.replace(case, params=double, dtype="float64", **images))
     case = dataclasses.replace(case, recorded=golden.as_recorded(exact, case.sample))
-    errors = golden.compare(case, replay.in_jax(case)(0))
+    errors = golden.compare(case, replay.in_jax(case, change=without_evaluation)(0))
     print({quantity: f"{error:.1e}" for quantity, error in errors.items()})
     assert 1e-9 < errors["grad"] < 2e-5
-    assert max(errors["logits_train"], errors["loss_train"], errors["logits_eval"]) < 1e-5
+    assert max(errors["logits_train"], errors["loss_train"]) < 1e-5

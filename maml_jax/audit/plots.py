@@ -1,0 +1,142 @@
+"""The audit in pictures."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from maml_jax.audit import statistics, summary
+from maml_jax.audit.subject import Subject
+from maml_jax.files import write_whole
+
+_OWN, _OTHER, _THIRD, _GREY = "#1b5e9b", "#d1602d", "#5a8f3d", "#8a8a8a"
+_STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+}
+
+
+def draw(subject: Subject, figures: summary.Figures, measures: Mapping[str, Any], folder: Path) -> None:
+    """Draws all that applies into PNG files of a folder.
+
+    Args:
+      subject: what was measured.
+      figures: what came of it.
+      measures: the objects of `report.json`.
+      folder: where to.
+    """
+    matplotlib.use("agg")
+    pictures: dict[str, Callable] = {"steps": _steps, "running": _running}
+    if subject.classified:
+        pictures |= {"tasks": _tasks, "orders": _orders}
+    if subject.classified and len(subject.sizes) > 1:
+        pictures["queries"] = _queries
+    from matplotlib import pyplot
+
+    with pyplot.rc_context(_STYLE):
+        for name, picture in pictures.items():
+            figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
+            picture(axes, subject, figures, measures)
+            write_whole(folder / f"{name}.png", lambda file, f=figure: f.savefig(file, format="png", dpi=130))
+            pyplot.close(figure)
+
+
+def _tasks(axes, subject, figures, measures):
+    """How the accuracies of single tasks lie, under each kind of normalisation."""
+    del measures
+    kinds = ((subject.of_kind(False), _OWN, "inductive"), (subject.of_kind(True), _OTHER, "transductive"))
+    for norm, colour, kind in kinds:
+        if norm is None:
+            continue
+        values = 100 * summary.by_size(subject, figures, norm, subject.pool)
+        edges = 100 * (np.arange(26) - 0.5) / 25
+        axes.hist(values, edges, color=colour, alpha=0.45, label=f"{norm} ({kind})")
+        axes.axvline(values.mean(), color=colour, linewidth=1.6)
+        axes.axvline(np.quantile(values, 0.05), color=colour, linewidth=1.2, linestyle=":")
+    axes.set(xlabel="accuracy of a task, %", ylabel="tasks", title="Tasks (line: mean, dots: 5 % quantile)")
+    axes.set_xlim(0, 102)
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="upper left")
+
+
+def _queries(axes, subject, figures, measures):
+    """Accuracy against the number of queries that are asked together."""
+    del measures
+    for norm, colour in zip(subject.methods, (_OWN, _OTHER, _THIRD), strict=False):
+        found = [statistics.estimate(summary.by_size(subject, figures, norm, size)) for size in subject.sizes]
+        kind = "transductive" if subject.transductive[norm] else "inductive"
+        _line(axes, subject.sizes, found, colour, f"{norm} ({kind})")
+    axes.set_xscale("log")
+    axes.set_xticks(subject.sizes, [str(size) for size in subject.sizes])
+    axes.minorticks_off()
+    axes.set(xlabel="queries per class asked together", ylabel="accuracy, %", title="Query-set size")
+    axes.legend()
+
+
+def _line(axes, x, found, colour, label, scale=100):
+    values, widths = (scale * np.array([f[name] for f in found], float) for name in ("value", "ci95"))
+    axes.fill_between(x, values - widths, values + widths, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(x, values, color=colour, marker="o", markersize=4, label=label)
+
+
+def _steps(axes, subject, figures, measures):
+    """Accuracy and loss by the number of inner steps."""
+    del figures
+    rows = measures["adaptation"]["by_step"]
+    steps = [row["steps"] for row in rows]
+    axes.axvline(subject.steps, color=_GREY, linewidth=1, linestyle="--")
+    axes.set_title(f"Adaptation (dashed: the {subject.steps} steps of the protocol)")
+    axes.set_xlabel("inner steps")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    loss = axes
+    if subject.classified:
+        _line(axes, steps, [row["accuracy"] for row in rows], _OWN, "accuracy")
+        axes.set_ylabel("accuracy, %", color=_OWN)
+        loss = axes.twinx()
+        loss.grid(visible=False)
+        loss.spines["right"].set_visible(True)
+    _line(loss, steps, [row["loss"] for row in rows], _OTHER, "loss", scale=1)
+    loss.set_ylabel("query loss", color=_OTHER)
+
+
+def _running(axes, subject, figures, measures):
+    """The mean over ever more tasks, with its interval."""
+    scale, what = (100, "accuracy, %") if subject.classified else (1, "loss")
+    n, mean, width = statistics.running(scale * summary.protocol_scores(subject, figures["many_tasks"]))
+    seen = n >= min(20, n[-1])
+    axes.fill_between(n[seen], (mean - width)[seen], (mean + width)[seen], color=_OWN, alpha=0.18, linewidth=0)
+    axes.plot(n[seen], mean[seen], color=_OWN, label="mean, 95 % interval")
+    axes.axhline(mean[-1], color=_GREY, linewidth=1, linestyle="--", label=f"all {n[-1]} tasks")
+    few = measures["600_against_6000_tasks"]["few"]
+    axes.errorbar(
+        few["n_tasks"], scale * few["value"], scale * few["ci95"], color=_OTHER, marker="o", capsize=4,
+        label=f"the first {few['n_tasks']}",
+    )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set(xlabel="tasks", ylabel=what, title="Running mean")
+    axes.legend()
+
+
+def _orders(axes, subject, figures, measures):
+    """For each task the accuracies under all orders of its labels, tasks sorted by their mean."""
+    del subject, measures
+    accuracies = 100 * figures["label_orders"]["accuracies"]
+    accuracies = accuracies[accuracies.mean(1).argsort()]
+    x = np.arange(len(accuracies))
+    low, high = np.quantile(accuracies, [0.25, 0.75], axis=1)
+    axes.vlines(x, accuracies.min(1), accuracies.max(1), color=_OWN, alpha=0.35, linewidth=1.5, label="worst to best")
+    axes.vlines(x, low, high, color=_OWN, linewidth=3, label="middle half")
+    axes.plot(x, accuracies.mean(1), ".", color=_OTHER, markersize=5, label="mean")
+    axes.set(xlabel="tasks, by their mean", ylabel="accuracy, %", title=f"{accuracies.shape[1]} orders of the labels")
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="lower right")
