@@ -91,9 +91,13 @@ def test_a_pause_ends_with_an_exception_too(clock):
     meter = Meter("training", 10, "meta-steps")
     meter.start()
     clock(1)
-    with pytest.raises(KeyboardInterrupt), meter.paused():
+
+    def stopped():
         clock(7)
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), meter.paused():
+        stopped()
     clock(1)
     assert meter.seconds == 2
 
