@@ -72,9 +72,9 @@ QUICKLY = {"xla_backend_optimization_level": 0}
 @settings(max_examples=6, **SETTINGS)
 @given(options(["convnet4"], n_step=st.integers(1, 2), eval_steps=st.integers(1, 2), encoder_lr=st.just(0.05)))
 def test_options(drawn):
-    """Without `jit`: all share their shapes, so that each operation is compiled once."""
+    """Without `jit`: all share their shapes, with the mutations and the methods too; an operation is compiled once."""
     with jax.disable_jit():
-        assert_passes(grid.make_case("drawn", **drawn))
+        assert_passes(grid.make_case("drawn", **drawn, image_size=32))
 
 
 def test_no_steps():
@@ -125,14 +125,6 @@ def test_residual_encoders(encoder, norm):
         encoder, encoder=encoder, norm=norm, episodes=1, n_step=1, eval_steps=1, first_order=True, frozen=("conv1",)
     )
     assert_passes(case, **QUICKLY)
-
-
-def test_float32_has_its_own_tolerance():
-    with jax.disable_jit():
-        results = check_case(grid.make_case("float32", dtype="float32", episodes=1, n_step=1))
-    assert all(result.passed for result in results), results
-    assert max(result.error for result in results) > 1e-9
-    assert {r.quantity: r.tolerance for r in results}.items() >= {"logits_train": 1e-4, "grad": 1e-3}.items()
 
 
 # The original
