@@ -16,7 +16,7 @@ from maml_jax.errors import UserError
 _TEXT = """\
 # {name}
 
-{encoder}, meta-trained by [maml-jax](https://pypi.org/project/maml-jax) to tell {way} classes of images apart after
+{encoder}, meta-trained by maml-jax to tell {way} classes of images apart after
 {inner} gradient step{s} on {shot} image{p} of each.
 
 | what | value |
