@@ -29,10 +29,10 @@ usage: maml-jax [VERB] [--config NAME] [--workdir DIR] [--config.FIELD=VALUE ...
   train      meta-train, then evaluate on the test split (the default). Run again on the same work directory, it goes on
              where it was.
   evaluate   evaluate the run in --workdir, under the settings it was trained with unless told otherwise
-  audit      write a report on how far that figure can be trusted: with fewer queries, each by itself, in other orders
-             of the labels, ...; run again, it goes on where it was; with --quick, a tenth of the tasks
   prepare    build the data set's store, verify it and say what is in it; with --check, verify the one that is there
   compare    train and evaluate all methods, each with its configuration beside --config, and print one table
+  audit      write a report on how far the accuracy of the run in --workdir can be trusted: with fewer queries, each by
+             itself, in other orders of the labels, ...; run again, it goes on where it was; --quick: on fewer tasks
   export     write the model of a run as a folder of plain files; see maml-jax export --help
   predict    tell the classes of your own pictures by a few of each; see maml-jax predict --help
 
@@ -51,7 +51,7 @@ examples:
 fields, with their defaults (a configuration may override them):
 """
 
-_VERBS = ("train", "evaluate", "audit", "prepare", "compare")
+_VERBS = ("train", "evaluate", "prepare", "compare", "audit")
 _WITH_ARGUMENTS_OF_THEIR_OWN = {"export": "maml_jax.weights", "predict": "maml_jax.classify"}
 _DEFAULT = "glyphs_5w1s"
 
@@ -126,7 +126,7 @@ class Request(NamedTuple):
     """What the arguments ask for.
 
     Attributes:
-      verb: one of `train`, `evaluate`, `prepare` and `compare`.
+      verb: one of `train`, `evaluate`, `prepare`, `compare` and `audit`.
       config: the configuration, checked.
       workdir: the work directory.
       check: whether to verify a store that is there.

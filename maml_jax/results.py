@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import maml_jax
 from maml_jax.data.stream import drawn_classes
 from maml_jax.evaluate import Evaluation
 from maml_jax.experiment import Experiment
@@ -18,7 +19,7 @@ from maml_jax.files import to_json, write_whole
 
 FOLDER = "eval"
 QUANTILES = (0.01, 0.05, 0.25)
-_PACKAGES = ("maml-jax", "jax", "jaxlib", "flax", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
 
 def write(folder: Path, experiment: Experiment, evaluation: Evaluation, step: int) -> Path:
@@ -157,11 +158,7 @@ def by_class(
 
 def surroundings() -> dict[str, Any]:
     """Versions of what the figures were made with, and the kind of device."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
+    versions = {"maml-jax": maml_jax.__version__, "python": platform.python_version()}
+    versions |= {package: importlib.metadata.version(package) for package in _PACKAGES}
     devices = jax.devices()
     return {"versions": versions, "device": {"kind": devices[0].device_kind, "count": len(devices)}}

@@ -4,12 +4,14 @@ import dataclasses
 import itertools
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from maml_jax import cli, commands, config
 from maml_jax.audit import audit, dealing, measures, passes, subject, summary
 from maml_jax.audit.subject import Counts, Subject
 from maml_jax.data.sampler import ImageTasks, TaskSpec
@@ -20,6 +22,7 @@ from maml_jax.evaluate import EachTask
 from maml_jax.meta.inner import InnerLoop, sgd
 from maml_jax.meta.learner import Pass
 from maml_jax.meta.outer import Maml
+from maml_jax.nn.norm import Normalization
 
 WAY, SHOT, POOL, SIZE, STEPS, RATE = 3, 2, 5, 4, 2, 0.7
 COUNTS = Counts(rows=6, many=60, leak=4, ordered=5)
@@ -461,3 +464,50 @@ def test_counts():
     assert Counts.of(600, 75, quick=False) == Counts(600, 6000, 134, subject._ORDERED)
     assert 134 * 75 >= 10_000
     assert Counts.of(600, 75, quick=True) == Counts(60, 600, 14, subject._ORDERED // 10)
+
+
+class Leaky(nn.Module):
+    """An encoder that centres by the batch, whatever the normalisation says."""
+
+    norm: Normalization
+    width: int = 4
+
+    @nn.compact
+    def __call__(self, x, phase):
+        x = nn.Dense(self.width)(x.reshape(len(x), -1))
+        return nn.tanh(3 * (x - x.mean(0)))
+
+
+def test_the_command(cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MAML_JAX_CACHE", str(cache))
+    c = config.default()
+    c.data.image_size, c.model.encoder, c.model.width = 16, "tests.test_audit:Leaky", 4
+    c.model.norm = "metabn"
+    c.task.query, c.inner.steps, c.inner.encoder_rate, c.inner.head_rate = 2, 2, 0.1, 0.1
+    c.train.steps, c.train.tasks, c.train.report_every, c.train.validate_every = 2, 2, 2, 2
+    c.train.validation_tasks, c.eval.tasks = 4, 8
+    commands.train(c, tmp_path)
+    command = ["audit", "--workdir", str(tmp_path), "--config.eval.tasks=40", "--quick"]
+    capsys.readouterr()
+    assert cli.main(command) == 1  # its only inductive normalisation leaks
+    said = capsys.readouterr()
+    assert "the audit failed" in said.err
+    made = json.loads((tmp_path / "audit" / "report.json").read_text(), parse_constant=pytest.fail)
+    assert said.out.splitlines()[0] == made["headline"]["sentence"]
+    assert list(made["transductive_gain"]["by_norm"]) == ["metabn", "batch"]
+    assert made["transductive_gain"]["value"] == 0.0
+    assert made["query_set_size"]["n_tasks"] == 4
+    assert made["600_against_6000_tasks"]["many"]["n_tasks"] == 40
+    assert made["open_interval"]["n_tasks"] == 200 // 5  # of 20 images each class gives 3 to a task, six times
+    assert made["training_split_tasks"]["n_tasks"] == 4
+    whole = made["provenance"]
+    assert {split: facts["classes"] for split, facts in whole["splits"].items()} == {
+        "train": 900,
+        "val": 100,
+        "test": 200,
+    }
+    assert whole["value"] == 0
+    assert "audit" in whole["command"] or whole["command"].startswith("maml-jax")
+    assert cli.main(command) == 1
+    assert "audit 1 of" not in capsys.readouterr().err  # nothing was measured again
+    assert cli.main(["evaluate", "--quick"]) == 2

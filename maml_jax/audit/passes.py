@@ -10,9 +10,9 @@ from jax import lax
 
 from maml_jax.audit import dealing
 from maml_jax.episode import Episode
-from maml_jax.meta.inner import EVERYTHING
+from maml_jax.meta.inner import InnerLoop
 from maml_jax.meta.learner import Learner, Pass, Phase
-from maml_jax.meta.outer import Maml, Method, accuracy, query_pass
+from maml_jax.meta.outer import Method, accuracy, query_pass
 from maml_jax.tree import PyTree
 
 Figures = dict[str, jax.Array]
@@ -148,12 +148,11 @@ def adaptation(method: Method, steps: int, way: int, query: int) -> Callable[...
 
 def parts(method: Method) -> dict[str, Method]:
     """Methods by which only the head, or only the body, adapts (ANIL, BOIL); none if it cannot be told."""
-    if not isinstance(method, Maml):
+    if not isinstance(getattr(method, "inner", None), InnerLoop):
         return {}
 
     def only(wanted):
-        usual = method.inner.is_adapted or EVERYTHING
-        chosen = lambda name: usual(name) and wanted(name)  # noqa: E731
+        chosen = lambda name: method.inner.is_adapted(name) and wanted(name)  # noqa: E731
         return dataclasses.replace(method, inner=dataclasses.replace(method.inner, is_adapted=chosen))
 
     is_head = lambda name: name.startswith("head/")  # noqa: E731
