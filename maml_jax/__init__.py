@@ -15,9 +15,9 @@ from maml_jax.meta.learner import Learner, Pass, Phase
 from maml_jax.meta.outer import Annealing, Maml, Method, TaskResult, evaluate_task, predict
 from maml_jax.meta.rates import LearnedRates
 from maml_jax.meta.step import MetaState, init_state, meta_gradient, meta_step
+from maml_jax.models.trained import Adapted, Predictions, Trained
+from maml_jax.models.weights import load
 from maml_jax.nn.model import FlaxLearner, Learned, Zero, learner
-from maml_jax.trained import Adapted, Predictions, Trained
-from maml_jax.weights import load
 
 __version__ = "0.2.0"
 

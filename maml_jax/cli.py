@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 import maml_jax
 from maml_jax import config as config_lib
-from maml_jax import fields
+from maml_jax.config import fields
 from maml_jax.errors import ConfigError, UserError
 from maml_jax.progress import say
 
@@ -52,7 +52,7 @@ fields, with their defaults (a configuration may override them):
 """
 
 _VERBS = ("train", "evaluate", "prepare", "compare", "audit")
-_WITH_ARGUMENTS_OF_THEIR_OWN = {"export": "maml_jax.weights", "predict": "maml_jax.classify"}
+_WITH_ARGUMENTS_OF_THEIR_OWN = {"export": "maml_jax.models.weights", "predict": "maml_jax.models.classify"}
 _DEFAULT = "glyphs_5w1s"
 
 
@@ -86,7 +86,7 @@ def _run(arguments: list[str]) -> int:
     if arguments and arguments[0] in _WITH_ARGUMENTS_OF_THEIR_OWN:
         return importlib.import_module(_WITH_ARGUMENTS_OF_THEIR_OWN[arguments[0]]).main(arguments[1:])
     if {"-h", "--help", "help"} & set(arguments):
-        from maml_jax.describe import help_text
+        from maml_jax.config.describe import help_text
 
         print(USAGE + help_text())
         return 0

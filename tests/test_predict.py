@@ -16,7 +16,7 @@ from maml_jax import cli
 from maml_jax.data.augment import IMAGENET_STATISTICS
 from maml_jax.errors import ConfigError, DataError
 from maml_jax.experiment.method import build_method
-from maml_jax.trained import Score
+from maml_jax.models.trained import Score
 from tests.helpers import pixels
 from tests.models import save_run
 
@@ -257,7 +257,7 @@ def test_interval_is_wilsons():
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     save_run(folder / "run", model__head="zero", inner__encoder_rate=0.05, inner__head_rate=0.05, eval__steps=5)
-    maml_jax.weights.export(folder / "run", folder / "model")
+    maml_jax.models.weights.export(folder / "run", folder / "model")
     return folder / "model"
 
 

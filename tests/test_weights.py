@@ -10,8 +10,9 @@ import pytest
 import safetensors.numpy
 
 import maml_jax
-from maml_jax import cli, tree, weights
+from maml_jax import cli, tree
 from maml_jax.errors import DataError
+from maml_jax.models import weights
 from tests.helpers import assert_same, pixels
 from tests.models import save_run
 

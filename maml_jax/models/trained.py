@@ -6,16 +6,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 import numpy as np
 
-from maml_jax.checks import check_together
+from maml_jax.config import Config
+from maml_jax.config.checks import check_together
 from maml_jax.data import pixels
 from maml_jax.data.images import Look
 from maml_jax.data.pictures import squares
 from maml_jax.errors import ConfigError, DataError
+from maml_jax.models.programs import Programs
 from maml_jax.nn.norm import Normalization
-from maml_jax.programs import Programs
 from maml_jax.tree import PyTree
 
 _AT_ONCE = 64  # images that go to the device together
@@ -74,7 +74,7 @@ class Trained:
       step: meta-steps taken.
     """
 
-    config: ml_collections.ConfigDict = dataclasses.field(repr=False)
+    config: Config = dataclasses.field(repr=False)
     channels: int
     params: PyTree = dataclasses.field(repr=False)
     stats: PyTree = dataclasses.field(repr=False)

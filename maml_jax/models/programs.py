@@ -4,9 +4,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from maml_jax import tree
+from maml_jax.config import Config
 from maml_jax.data.augment import prepare
 from maml_jax.experiment.method import build_learner, build_method
 from maml_jax.experiment.tasks import normalization
@@ -25,7 +25,7 @@ class Programs:
       transductive: whether the images of a query are judged together.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, outputs: int, classes: int, steps: int, transductive: bool):
+    def __init__(self, config: Config, outputs: int, classes: int, steps: int, transductive: bool):
         self._config, self._classes, self._steps = config, classes, steps
         self._method = build_method(config, outputs)
         self._norm = Normalization.parse(config.model.norm, config.inner.steps)
@@ -88,7 +88,7 @@ class Programs:
         return self._judge(params, stats, images, what)
 
 
-def _inductive(config: ml_collections.ConfigDict, norm: Normalization) -> ml_collections.ConfigDict:
+def _inductive(config: Config, norm: Normalization) -> Config:
     """The configuration with every transductive layer's moments taken from the support set."""
     config = config.copy_and_resolve_references()
     entries = tuple((pattern, "metabn" if mode in TRANSDUCTIVE else mode) for pattern, mode in norm.entries)

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 import numpy as np
 
 import maml_jax
+from maml_jax.config import Config
 from maml_jax.data import data_set
 from maml_jax.errors import UserError
 
@@ -46,7 +46,7 @@ probabilities, classes = adapted.predict(others)
 def card(
     name: str,
     workdir: Path,
-    config: ml_collections.ConfigDict,
+    config: Config,
     step: int,
     arrays: Mapping[str, np.ndarray],
     sha256: str,
@@ -96,7 +96,7 @@ def _terms(name: str) -> str:
 
 def _commit() -> str:
     """The commit of the checkout that this is, if it is one."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return ""
     try:

@@ -9,10 +9,10 @@ from typing import Any
 
 import ml_collections
 
-from maml_jax.checks import check_together
+from maml_jax.config.checks import check_together
+from maml_jax.config.fields import BY_NAME, FIELDS, check_value
+from maml_jax.config.rules import Same
 from maml_jax.errors import ConfigError, UserError
-from maml_jax.fields import BY_NAME, FIELDS, check_value
-from maml_jax.rules import Same
 
 Config = ml_collections.ConfigDict
 
@@ -34,8 +34,8 @@ def default() -> ml_collections.ConfigDict:
 
 def presets() -> Path:
     """The folder of the configurations that come with this library: in the package, or `configs/` in a checkout."""
-    packaged = Path(__file__).parent / "presets"
-    return packaged if packaged.is_dir() else Path(__file__).parents[1] / "configs"
+    packaged = Path(__file__).parents[1] / "presets"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "configs"
 
 
 def preset_names() -> list[str]:

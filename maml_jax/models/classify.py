@@ -12,12 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from maml_jax import data, weights
-from maml_jax.arguments import Parser
+from maml_jax import data
 from maml_jax.data import pictures
 from maml_jax.errors import DataError
+from maml_jax.models import weights
+from maml_jax.models.arguments import Parser
+from maml_jax.models.trained import Adapted, Trained
 from maml_jax.progress import Meter, say
-from maml_jax.trained import Adapted, Trained
 
 _ABOUT = """\
 Adapts a trained model to pictures in class folders, and tells the classes of others.

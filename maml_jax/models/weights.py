@@ -17,20 +17,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from maml_jax import config as config_lib
 from maml_jax import tree
-from maml_jax.arguments import Parser
-from maml_jax.card import card
+from maml_jax.config import Config
 from maml_jax.episode import Episode
 from maml_jax.errors import ConfigError, DataError, UserError
 from maml_jax.experiment.method import build_method
+from maml_jax.models.arguments import Parser
+from maml_jax.models.card import card
+from maml_jax.models.trained import Trained
 from maml_jax.progress import say
-from maml_jax.trained import Trained
 from maml_jax.tree import PyTree
 
 FORMAT = 1
@@ -170,9 +170,7 @@ def _from_run(workdir: Path, own_code: bool) -> Trained:
 _DTYPES = {"float32": "F32", "float64": "F64"}
 
 
-def _fit(
-    config: ml_collections.ConfigDict, kinds: Mapping[str, tuple], path: Path, own_code: bool
-) -> tuple[int, PyTree]:
+def _fit(config: Config, kinds: Mapping[str, tuple], path: Path, own_code: bool) -> tuple[int, PyTree]:
     """The channels of the model's images, and its shapes; refuses arrays of another model.
 
     Args:
@@ -200,7 +198,7 @@ def _fit(
     return channels, likes[channels]
 
 
-def _like(config: ml_collections.ConfigDict, channels: int) -> PyTree:
+def _like(config: Config, channels: int) -> PyTree:
     """Shapes of all that is meta-learned."""
     method, size, way = build_method(config, config.task.way), config.data.image_size, config.task.way
     x = jax.ShapeDtypeStruct((way, size, size, channels), jnp.float32)
@@ -222,7 +220,7 @@ def _kind(kind: tuple | None, otherwise: str) -> str:
     return f"{kind[1]} {list(kind[0])}" if kind else otherwise
 
 
-def _trained(config: ml_collections.ConfigDict, channels: int, like: PyTree, arrays: Mapping, step: int) -> Trained:
+def _trained(config: Config, channels: int, like: PyTree, arrays: Mapping, step: int) -> Trained:
     for name, leaf in arrays.items():
         if not np.isfinite(leaf).all():
             raise DataError(f"the model is of no use: {name} is not finite; its training diverged")
