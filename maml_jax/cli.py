@@ -30,7 +30,7 @@ usage: maml-jax [VERB] [--config NAME] [--workdir DIR] [--config.FIELD=VALUE ...
   prepare    build the data set's store, verify it and say what is in it; with --check, verify the one that is there
   compare    train and evaluate all methods, each with its configuration beside --config, and print one table
   audit      write a report on how far the accuracy of the run in --workdir can be trusted: with fewer queries, each by
-             itself, in other orders of the labels, ...; run again, it goes on where it was; --quick: a tenth of the tasks
+             itself, in other orders of the labels, ...; run again, it goes on where it was; --quick takes a tenth
 
   --config NAME           a configuration of configs/, or a file of yours (default: glyphs_5w1s, which needs no data)
   --workdir DIR           where checkpoints, metrics and results go (default: runs/NAME of the configuration)
