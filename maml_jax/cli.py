@@ -32,13 +32,9 @@ usage: maml-jax [VERB] [--config NAME] [--workdir DIR] [--config.FIELD=VALUE ...
   prepare    build the data set's store, verify it and say what is in it; with --check, verify the one that is there
   compare    train and evaluate all methods, each with its configuration beside --config, and print one table
   audit      write a report on how far the accuracy of the run in --workdir can be trusted: with fewer queries, each by
-<<<<<<< HEAD
              itself, in other orders of the labels, ...; run again, it goes on where it was; --quick: on fewer tasks
   export     write the model of a run as a folder of plain files; see maml-jax export --help
   predict    tell the classes of your own pictures by a few of each; see maml-jax predict --help
-=======
-             itself, in other orders of the labels, ...; run again, it goes on where it was; --quick takes a tenth
->>>>>>> audit
 
   --config NAME           a configuration of configs/, or a file of yours (default: glyphs_5w1s, which needs no data)
   --workdir DIR           where checkpoints, metrics and results go (default: runs/NAME of the configuration)
