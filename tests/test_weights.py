@@ -64,6 +64,13 @@ def test_what_is_in_the_folder(run, exported):
     assert json.loads((exported / "config.json").read_text())["format"] == 1
 
 
+def test_exports_of_a_run_are_the_same_files(run, exported, tmp_path):
+    for i in range(5):
+        weights.export(run, tmp_path / str(i) / "model")
+        for name in FILES:
+            assert (tmp_path / str(i) / "model" / name).read_bytes() == (exported / name).read_bytes()
+
+
 def test_card(exported):
     text = (exported / "README.md").read_text()
     rows = [line for line in text.splitlines() if "600" in line]

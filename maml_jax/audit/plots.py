@@ -12,6 +12,7 @@ from maml_jax.audit.subject import Subject
 from maml_jax.files import write_whole
 
 _OWN, _OTHER, _THIRD, _GREY = "#1b5e9b", "#d1602d", "#5a8f3d", "#8a8a8a"
+_TICKS = [digit * 10**power for power in range(1, 6) for digit in (1, 2, 5)]
 _STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -72,7 +73,9 @@ def _tasks(axes, subject, figures, measures):
 def _queries(axes, subject, figures, measures):
     """Accuracy against the number of queries that are asked together."""
     del measures
-    for norm, colour in zip(subject.methods, (_OWN, _OTHER, _THIRD), strict=False):
+    kinds = {subject.of_kind(False): _OWN, subject.of_kind(True): _OTHER}  # as in the picture of tasks
+    for norm in subject.methods:
+        colour = kinds.get(norm, _THIRD)
         found = [statistics.estimate(summary.by_size(subject, figures, norm, size)) for size in subject.sizes]
         kind = "transductive" if subject.transductive[norm] else "inductive"
         _line(axes, subject.sizes, found, colour, f"{norm} ({kind})")
@@ -123,6 +126,9 @@ def _running(axes, subject, figures, measures):
         label=f"the first {few['n_tasks']}",
     )  # fmt: skip
     axes.set_xscale("log")
+    shown = [tick for tick in _TICKS if n[seen][0] <= tick <= n[-1]] or [n[-1]]
+    axes.set_xticks(shown, [f"{tick:,}" for tick in shown])
+    axes.minorticks_off()
     axes.set(xlabel="tasks", ylabel=what, title="Running mean")
     axes.legend()
 
@@ -139,4 +145,4 @@ def _orders(axes, subject, figures, measures):
     axes.plot(x, accuracies.mean(1), ".", color=_OTHER, markersize=5, label="mean")
     axes.set(xlabel="tasks, by their mean", ylabel="accuracy, %", title=f"{accuracies.shape[1]} orders of the labels")
     axes.grid(axis="x", visible=False)
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper left")

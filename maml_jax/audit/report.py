@@ -39,6 +39,10 @@ def _percent(value):
     return "–" if value is None else f"{value:.2%}".replace("%", " %").replace("-", "−")
 
 
+def _share(value):
+    return f"{value:.0%}".replace("%", " %")
+
+
 def _of(found):
     if found is None:
         return "–"
@@ -132,7 +136,7 @@ def _few(m):
     return [
         f"{m['few']['n_tasks']} tasks: {_number(m['few'])}; {m['many']['n_tasks']} tasks: {_number(m['many'])}. They "
         f"{'agree' if m['agree'] else 'do not agree'} within the interval of the few; of all runs of as many tasks, "
-        f"{m['blocks_that_agree']:.0%} do.",
+        f"{_share(m['blocks_that_agree'])} do.",
         "![running mean](running.png)",
     ]
 
@@ -145,7 +149,7 @@ def _number(found):
 def _open(m):
     rows = [("tasks as usual", _of(m["usual"]), m["usual"]["n_tasks"])]
     if m["value"] is not None:
-        rows.append((f"no image twice ({m['images_used']:.0%} of all used)", _of(m), m["n_tasks"]))
+        rows.append((f"no image twice ({_share(m['images_used'])} of all used)", _of(m), m["n_tasks"]))
     if m["jackknife"]:
         rows.append((f"for other classes: each of {m['jackknife']['n_classes']} left out", _of(m["jackknife"]), m["jackknife"]["n_tasks"]))  # fmt: skip # noqa: E501
     return [_table(("", "accuracy", "tasks"), *rows)]

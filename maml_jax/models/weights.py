@@ -80,7 +80,7 @@ def export(workdir: Path, folder: Path, own_code: bool = False) -> None:
         raise DataError(f"{folder} holds something else; name another folder, or an empty one")
     model = load(workdir, own_code)
     arrays = {name: np.asarray(leaf) for name, leaf in _named(model).items()}
-    facts = {"format": str(FORMAT), "step": str(model.step)}
+    facts = {"step": str(model.step)}  # one, for the order of several is another every time, and so were the SHA-256
     content = {
         ARRAYS: safetensors.numpy.save(arrays, facts),
         CONFIG: (
