@@ -1,7 +1,8 @@
 """Model-agnostic meta-learning in JAX and Flax: the names that a program needs.
 
 `learner` makes a learner of a Flax module, `Maml` says how it is meta-learned, `meta_step` learns from a batch of tasks
-and `predict` adapts to a new one. See the README for an example.
+and `predict` adapts to a new one. `load` gives a trained model, ready for images of your own. See the README for
+examples.
 """
 
 from maml_jax.config import preset
@@ -14,11 +15,14 @@ from maml_jax.meta.learner import Learner, Pass, Phase
 from maml_jax.meta.outer import Annealing, Maml, Method, TaskResult, evaluate_task, predict
 from maml_jax.meta.rates import LearnedRates
 from maml_jax.meta.step import MetaState, init_state, meta_gradient, meta_step
+from maml_jax.models.trained import Adapted, Predictions, Trained
+from maml_jax.models.weights import load
 from maml_jax.nn.model import FlaxLearner, Learned, Zero, learner
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "Adapted",
     "Annealing",
     "ConfigError",
     "DataError",
@@ -33,8 +37,10 @@ __all__ = [
     "Method",
     "Pass",
     "Phase",
+    "Predictions",
     "TaskResult",
     "Tasks",
+    "Trained",
     "UserError",
     "Zero",
     "adapt",
@@ -43,6 +49,7 @@ __all__ = [
     "evaluate_task",
     "init_state",
     "learner",
+    "load",
     "load_tasks",
     "meta_gradient",
     "meta_step",

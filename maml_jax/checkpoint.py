@@ -79,7 +79,8 @@ class Checkpoints:
         """
         stored, path = self.read(kind)
         expected = _flatten(like)
-        for name in sorted(stored.keys() | expected.keys()):
+        # The optimiser's state last, whose names say less than those of the parameters it is about.
+        for name in sorted(stored.keys() | expected.keys(), key=lambda name: (name.startswith("optimizer."), name)):
             got = stored[name].shape if name in stored else "lacking"
             want = expected[name].shape if name in expected else "unknown"
             if got != want:

@@ -1,5 +1,7 @@
 """The command line: verbs, flags, configuration, and errors as one line."""
 
+import importlib
+import importlib.metadata
 import platform
 import re
 import shlex
@@ -16,7 +18,7 @@ from ml_collections import config_flags
 
 import maml_jax
 from maml_jax import config as config_lib
-from maml_jax import fields
+from maml_jax.config import fields
 from maml_jax.errors import ConfigError, UserError
 from maml_jax.progress import say
 
@@ -30,7 +32,9 @@ usage: maml-jax [VERB] [--config NAME] [--workdir DIR] [--config.FIELD=VALUE ...
   prepare    build the data set's store, verify it and say what is in it; with --check, verify the one that is there
   compare    train and evaluate all methods, each with its configuration beside --config, and print one table
   audit      write a report on how far the accuracy of the run in --workdir can be trusted: with fewer queries, each by
-             itself, in other orders of the labels, ...; run again, it goes on where it was; --quick takes a tenth
+             itself, in other orders of the labels, ...; run again, it goes on where it was; --quick: on fewer tasks
+  export     write the model of a run as a folder of plain files; see maml-jax export --help
+  predict    tell the classes of your own pictures by a few of each; see maml-jax predict --help
 
   --config NAME           a configuration of configs/, or a file of yours (default: glyphs_5w1s, which needs no data)
   --workdir DIR           where checkpoints, metrics and results go (default: runs/NAME of the configuration)
@@ -48,6 +52,7 @@ fields, with their defaults (a configuration may override them):
 """
 
 _VERBS = ("train", "evaluate", "prepare", "compare", "audit")
+_WITH_ARGUMENTS_OF_THEIR_OWN = {"export": "maml_jax.models.weights", "predict": "maml_jax.models.classify"}
 _DEFAULT = "glyphs_5w1s"
 
 
@@ -78,8 +83,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    if arguments and arguments[0] in _WITH_ARGUMENTS_OF_THEIR_OWN:
+        return importlib.import_module(_WITH_ARGUMENTS_OF_THEIR_OWN[arguments[0]]).main(arguments[1:])
     if {"-h", "--help", "help"} & set(arguments):
-        from maml_jax.describe import help_text
+        from maml_jax.config.describe import help_text
 
         print(USAGE + help_text())
         return 0
@@ -163,7 +170,10 @@ def _parse(arguments: list[str]) -> Request:
         config = config_lib.from_file(file, *given)
     config, verbs = _overridden(config, rest)
     if len(verbs) > 1 or not set(verbs) <= set(_VERBS):
-        raise ConfigError(f"cannot make sense of {' '.join(verbs)!r}; the verbs are {', '.join(_VERBS)}; see --help")
+        raise ConfigError(
+            f"cannot make sense of {' '.join(verbs)!r}; the verbs are {', '.join(_VERBS)}, "
+            f"and {', '.join(_WITH_ARGUMENTS_OF_THEIR_OWN)}, which come first; see --help"
+        )
     verb = (verbs or ["train"])[0]
     if values.check and verb != "prepare":
         raise ConfigError("--check goes with prepare: maml-jax prepare --check")

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import ml_collections
 
 from maml_jax import config as config_lib
 from maml_jax import data, report, results
 from maml_jax import train as training
 from maml_jax.checkpoint import Checkpoints
+from maml_jax.config import Config
 from maml_jax.errors import ConfigError, DataError
 from maml_jax.evaluate import Evaluation, Evaluator
 from maml_jax.experiment import Experiment, stored_data
@@ -21,7 +21,7 @@ from maml_jax.meta.step import MetaState
 from maml_jax.progress import say, silence
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path) -> Evaluation | None:
+def train(config: Config, workdir: Path) -> Evaluation | None:
     """Meta-trains, or goes on where a run stopped, and evaluates it.
 
     Raises:
@@ -40,7 +40,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> Evaluation | None
     return _evaluate(experiment, restore(experiment, workdir), workdir)
 
 
-def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> Evaluation | None:
+def evaluate(config: Config, workdir: Path) -> Evaluation | None:
     """Evaluates the run in a work directory under `config`, writes and prints what came of it.
 
     Returns:
@@ -53,7 +53,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> Evaluation | N
     return _evaluate(run.experiment, run.state, workdir)
 
 
-def audit(config: ml_collections.ConfigDict, workdir: Path, quick: bool = False) -> bool:
+def audit(config: Config, workdir: Path, quick: bool = False) -> bool:
     """Audits the run in a work directory, and writes `audit/report.md` there.
 
     Args:
@@ -94,13 +94,13 @@ class Run(NamedTuple):
       state: what was learned.
     """
 
-    config: ml_collections.ConfigDict
-    trained: ml_collections.ConfigDict
+    config: Config
+    trained: Config
     experiment: Experiment
     state: MetaState
 
 
-def trained_run(config: ml_collections.ConfigDict, workdir: Path) -> Run:
+def trained_run(config: Config, workdir: Path) -> Run:
     """The run in a work directory, to be tested under `config`.
 
     Raises:
@@ -120,9 +120,7 @@ def trained_run(config: ml_collections.ConfigDict, workdir: Path) -> Run:
         raise _misfit(error, config, workdir) from error
 
 
-def _start(
-    config: ml_collections.ConfigDict, workdir: Path, trained: ml_collections.ConfigDict | None = None
-) -> Experiment:
+def _start(config: Config, workdir: Path, trained: Config | None = None) -> Experiment:
     """Opens the data and builds the experiment: to train, unless it has been `trained`."""
     if config.model.precision == "float32":
         jax.config.update("jax_default_matmul_precision", "float32")
@@ -136,7 +134,7 @@ def _start(
     return experiment
 
 
-def start_jax(parallel: ml_collections.ConfigDict) -> None:
+def start_jax(parallel: Config) -> None:
     """Sets up the devices of this process, and its place among several.
 
     A CPU is made several devices, which take tasks side by side: on small tensors, XLA alone leaves cores idle.
@@ -165,7 +163,7 @@ def restore(experiment: Experiment, workdir: Path) -> MetaState:
         return checkpoints.restore_model(experiment.testing.checkpoint, experiment.fresh_state())
 
 
-def _misfit(error: DataError, config: ml_collections.ConfigDict, workdir: Path) -> DataError:
+def _misfit(error: DataError, config: Config, workdir: Path) -> DataError:
     """The error of a checkpoint that does not fit, with the settings of the model that differ from its training."""
     trained = config_lib.load(workdir / "config.json")
     old, new = config_lib.flatten(trained), config_lib.flatten(config)
@@ -196,7 +194,7 @@ def _evaluate(experiment: Experiment, state: MetaState, workdir: Path) -> Evalua
     return result
 
 
-def prepare(config: ml_collections.ConfigDict, check: bool) -> None:
+def prepare(config: Config, check: bool) -> None:
     """Builds the data set's store, or with `check` takes the one that is there; verifies and describes it."""
     report = data.prepare(stored_data(config), check=check)
     print(f"{report['name']}: verified {report['path']}\n{report['terms']}")

@@ -21,8 +21,10 @@ _TASKS_PER_CALL = 25
 
 
 def interval95(values: np.ndarray) -> np.ndarray:
-    """Half the width of the 95 % Student-t interval of the mean of `[n, ...]` over its first axis."""
+    """Half the width of the 95 % Student-t interval of the mean of `[n, ...]` over its first axis; NaN of one value."""
     n = len(values)
+    if n < 2:
+        return np.full(values.shape[1:], np.nan)
     return scipy.stats.t.ppf(0.975, n - 1) * values.std(0, ddof=1) / math.sqrt(n)
 
 

@@ -22,8 +22,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def to_json(value: Any) -> str:
-    """JSON for people and programs, in which NaN and infinities, which JSON has not, are null."""
+def to_json(value: Any, indent: int | None = 2) -> str:
+    """JSON and a line's end, in which NaN and infinities, which JSON has not, are null; None for `indent`: one line."""
 
     def plain(value):
         if isinstance(value, dict):
@@ -32,7 +32,7 @@ def to_json(value: Any) -> str:
             return [plain(part) for part in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
+    return json.dumps(plain(value), indent=indent, allow_nan=False) + "\n"
 
 
 class MetricsWriter:
@@ -58,7 +58,7 @@ class MetricsWriter:
 
     def write(self, step: int, split: str, **scalars: float) -> None:
         """Adds one line: `step` meta-steps taken, the `split` measured on, and the scalars."""
-        self._file.write(json.dumps({"step": step, "split": split, **scalars}) + "\n")
+        self._file.write(to_json({"step": step, "split": split, **scalars}, indent=None))
         self._file.flush()
         for name, value in scalars.items():
             self._board.add_scalar(f"{split}/{name}", value, step)

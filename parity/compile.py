@@ -16,7 +16,7 @@ from parity import hlo
 from parity.bench import Row
 from parity.targets import Target
 
-_LAUNCH = 3e-6  # seconds; 2 to 5 µs are usual
+_LAUNCH = {"cuda": 3e-6, "tpu": 0.0}  # seconds; on a GPU 2 to 5 µs are usual, a TPU runs the program by itself
 
 
 class NotInstalledError(Exception):
@@ -67,7 +67,7 @@ def measure(row: Row, half: bool, target: Target, chips: Sequence[Any]) -> dict[
         moved_mib: what is read and written.
         shuffled_mib: of that, by transposes and copies, be it along with other work.
         estimate_ms: not measured; the floors that `memory` and `arithmetic` set by published rates, and `launches` at
-          3 µs each.
+          3 µs each on a GPU.
         compile_seconds: on this machine.
     """
     began = time.perf_counter()
@@ -96,7 +96,7 @@ def measure(row: Row, half: bool, target: Target, chips: Sequence[Any]) -> dict[
         "estimate_ms": {
             "memory": sum(moved) / target.bandwidth * 1e3,
             "arithmetic": gflop * 1e9 / target.rates["bfloat16" if half else "float32"] * 1e3,
-            "launches": count * _LAUNCH * 1e3,
+            "launches": count * _LAUNCH[target.platform] * 1e3,
         },
         "compile_seconds": seconds,
     }

@@ -14,7 +14,7 @@ BYTES |= {"s64": 8, "u64": 8, "f64": 8}
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
 
 _FREE = {"parameter", "constant", "bitcast", "get-tuple-element", "tuple", "iota", "after-all", "partition-id"}
-_FREE |= {"replica-id", "opt-barrier", "async-done", "copy-done"} | {f"{name}-done" for name in COLLECTIVES}
+_FREE |= {"replica-id", "opt-barrier"}  # and what waits for another, `...-done`
 _CUTS = {"slice", "dynamic-slice", "gather"}
 
 
@@ -118,19 +118,29 @@ def _balanced(text):
 
 
 def launches(program: Program, computation: str | None = None, times: int = 1) -> Iterator[Launch]:
-    """What a run of the program launches; a loop's body as often as its known number of trips, or once."""
+    """What a run of the program launches; a loop's body as often as it runs, or once where that is not known."""
     here = program.computations[computation or program.entry]
     for instruction in here.values():
         if instruction.op == "while":
-            trips = int(instruction.attribute(r'known_trip_count":\{"n":"(\d+)"') or 1)
-            yield from launches(program, instruction.attribute(r"body=%?([\w.\-]+)"), times * trips)
+            body = instruction.attribute(r"body=%?([\w.\-]+)")
+            yield from launches(program, body, times * _trips(program, instruction))
         elif instruction.op == "call":
             yield from launches(program, instruction.attribute(r"to_apply=%?([\w.\-]+)"), times)
         elif instruction.op == "conditional":  # of its branches the longest
             names = [n for n in re.findall(r"%([\w.\-]+)", instruction.attributes) if n in program.computations]
             yield from max((list(launches(program, name, times)) for name in names), key=len)
-        elif instruction.op not in _FREE:
+        elif instruction.op not in _FREE and not instruction.op.endswith("-done"):
             yield Launch(instruction, here, times)
+
+
+def _trips(program, loop):
+    """As the compiler has found out, or by a condition `i < constant`: JAX counts from 0 by 1."""
+    if known := loop.attribute(r'known_trip_count":\{"n":"(\d+)"'):
+        return int(known)
+    condition = program.computations[loop.attribute(r"condition=%?([\w.\-]+)")]
+    (root,) = (i for i in condition.values() if i.is_root)
+    limits = [condition[name].arguments for name in root.operands if condition[name].op == "constant"]
+    return int(limits[0]) if root.op == "compare" and "direction=LT" in root.attributes and limits else 1
 
 
 def size(shape: str) -> int:

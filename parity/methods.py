@@ -22,7 +22,7 @@ from maml_jax.tree import PyTree
 from parity import convert, reference, replay
 
 TOLERANCE = 1e-9
-_SIZE, _TASKS, _WAY, _SHOT, _QUERY = 16, 1, 2, 2, 2
+_SIZE, _TASKS, _WAY, _SHOT, _QUERY = 32, 1, 2, 2, 2
 _BASE = {"model.width": 4, "inner.steps": 2, "inner.encoder_rate": 0.05, "inner.head_rate": 0.1}
 
 

@@ -9,11 +9,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from PIL import Image
 
 from maml_jax import tree
 from maml_jax.data.sampler import ImageTasks, TaskSpec
 from maml_jax.episode import Episode
+from maml_jax.experiment import Experiment, Testing, Training
+from maml_jax.meta.inner import InnerLoop, sgd
+from maml_jax.meta.outer import Maml
 from maml_jax.nn.classifier import Classifier
 from maml_jax.nn.convnet import ConvNet
 from maml_jax.nn.head import LinearHead
@@ -26,9 +30,16 @@ ROOT = Path(__file__).parents[1]
 def assert_same(actual, expected, tolerance=1e-12):
     """The same structure, and leaves that differ by `tolerance` at most, as such and in relation; 0: no bit differs."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    expected = tree.by_name(expected)
-    for name, value in tree.by_name(actual).items():
+    actual, expected = (tree.by_name(jax.tree.map(_numbers, part)) for part in (actual, expected))
+    for name, value in actual.items():
         np.testing.assert_allclose(value, expected[name], rtol=tolerance, atol=tolerance, err_msg=name)
+        assert value.dtype == expected[name].dtype, name
+
+
+def _numbers(leaf):
+    """An array, or what a random key consists of."""
+    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 
 
 def differs(actual, expected):
@@ -42,30 +53,59 @@ def small(norm="batch", starts="meta", way=2, width=2, blocks=2, steps=0, **head
     return learner(Classifier(encoder, LinearHead(way, **head)), starts=starts)
 
 
-def episodes(tasks=2, way=2, shot=2, query=3, side=4, channels=2, seed=0) -> Episode:
+def episodes(tasks=2, way=2, shot=2, query=3, side=4, channels=2) -> Episode:
     """A batch of tasks of random images, in double precision where that is on."""
-    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda *x: np.stack(x), *(one_task(i, way, shot, query, side, channels) for i in range(tasks)))
+
+
+def one_task(number=0, way=2, shot=2, query=3, side=4, channels=2) -> Episode:
+    """A task of `episodes`."""
+    rng = np.random.default_rng(number)
     dtype = np.float64 if jax.config.jax_enable_x64 else np.float32
 
     def part(count):
-        images = rng.random((tasks, way * count, side, side, channels)).astype(dtype)
-        return images, np.tile(np.repeat(np.arange(way, dtype=np.int32), count), (tasks, 1))
+        images = rng.random((way * count, side, side, channels)).astype(dtype)
+        return jnp.asarray(images), jnp.repeat(jnp.arange(way, dtype=jnp.int32), count)
 
     return Episode(*part(shot), *part(query))
 
 
-def one_task(**how) -> Episode:
-    """As `episodes`, a single one."""
-    return jax.tree.map(lambda x: jnp.asarray(x[0]), episodes(tasks=1, **how))
-
-
-def image_tasks(split="train", side=16, classes=6, way=2, shot=1, query=2, seed=0) -> ImageTasks:
+def image_tasks(split="train", side=4, classes=6, way=2, shot=1, query=2) -> ImageTasks:
     """Tasks of classes that are a pattern and some noise, of 8 images each."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     patterns = rng.integers(0, 200, (classes, 1, side, side, 1))
     images = (patterns + rng.integers(0, 56, (classes, 8, side, side, 1))).astype(np.uint8)
     spec = TaskSpec(seed=0, split=split, way=way, shot=shot, query=query)
     return ImageTasks(spec, images.reshape(-1, side, side, 1), np.arange(classes + 1, dtype=np.int32) * 8)
+
+
+def experiment(model=None, tasks=None, optimizer=None, testing=None, **training) -> Experiment:
+    """A small experiment on `image_tasks`, or on tasks by split; the other arguments are changes of its parts."""
+    splits = ("train", "val", "test")
+    tasks = tasks or {split: image_tasks(split) for split in splits}
+    method = Maml(model or small(blocks=1), InnerLoop(sgd(0.1)), steps=1)
+    when = Training(
+        steps=12,
+        tasks=2,
+        tasks_at_once=1,
+        report_every=3,
+        validate_every=4,
+        validation_tasks=10,
+        checkpoint_every=5,
+    )
+    test = Testing(split="test", tasks=10, steps=1, checkpoint="best", by_step=False, facts={})
+    return Experiment(
+        seed=0,
+        method=method,
+        tested=method,
+        optimizer=optimizer or optax.adam(1e-2),
+        tasks=tasks["train"],
+        eval_tasks=tasks,
+        training=when._replace(**training),
+        testing=test._replace(**testing or {}),
+        devices=jax.devices()[:2],
+        backend="shard_map",
+    )
 
 
 def pixels(*seed, shape=(8, 8, 3)) -> np.ndarray:

@@ -15,7 +15,7 @@ import pytest
 
 from maml_jax import cli, train
 from maml_jax.config import preset_names
-from maml_jax.describe import help_text
+from maml_jax.config.describe import help_text
 from maml_jax.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[1]

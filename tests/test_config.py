@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maml_jax import config as config_lib
-from maml_jax import describe, rules
+from maml_jax.config import describe, rules
+from maml_jax.config.fields import BY_NAME, FIELDS, SECTIONS, default_of
 from maml_jax.errors import ConfigError
-from maml_jax.fields import BY_NAME, FIELDS, SECTIONS, default_of
 
 ROOT = Path(__file__).parents[1]
 OLD = Path(__file__).parent / "old" / "config.json"  # written by the version before the table
@@ -225,7 +225,7 @@ def values(name):
     return texts(name) if isinstance(default_of(name), str) else kinds[type(default_of(name))]
 
 
-# Which fields contradict each other stands in `maml_jax.checks`; these are drawn more often.
+# Which fields contradict each other stands in `maml_jax.config.checks`; these are drawn more often.
 TOGETHER = """data.name task.way model.encoder model.norm model.head model.loss inner.steps inner.head_rate inner.fixed
 inner.learn_rates inner.rates_per_step inner.positive_rates inner.first_order outer.multi_step outer.first_order
 train.validate_every eval.way eval.checkpoint"""
@@ -478,7 +478,7 @@ def test_a_cosine_that_is_under_way_keeps_its_length():
 
 def test_help_and_readme_list_every_field():
     readme = (ROOT / "configs" / "README.md").read_text()
-    assert describe.up_to_date(readme) == readme, "run python -m maml_jax.describe configs/README.md"
+    assert describe.up_to_date(readme) == readme, "run python -m maml_jax.config.describe configs/README.md"
     for name in BY_NAME:
         assert re.search(rf"^  {re.escape(name)} ", describe.help_text(), re.MULTILINE)
         assert f"| `{name}` |" in readme

@@ -1,115 +1,82 @@
-"""Training: resuming is exact, files are whole, and nothing is lost to a signal."""
+"""Training: resuming is exact, files are whole, and nothing is lost to a signal or to numbers that are none."""
 
 import contextlib
+import dataclasses
 import json
+import shutil
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from configs import default
-from maml_jax import experiment, train
+from maml_jax import train
 from maml_jax.checkpoint import Checkpoints
 from maml_jax.data import stream
-from maml_jax.data.sampler import DeviceImages
 from maml_jax.data.store import ClassStore
+from maml_jax.data.stream import HostTasks
+from maml_jax.episode import Episode
 from maml_jax.errors import DataError
-from maml_jax.evaluate import Evaluation, Evaluator
-from maml_jax.files import MetricsWriter, write_whole
+from maml_jax.files import MetricsWriter, to_json, write_whole
+from maml_jax.nn.mlp import MLP
+from maml_jax.nn.model import learner
+from tests.helpers import assert_same, experiment, small
 
 
-@pytest.fixture
-def config():
-    c = default.get_config()
-    c.model.width = 2
-    c.data.image_size = 16
-    c.task.way, c.task.query, c.eval.query = 2, 2, 2
-    c.inner.steps = 1
-    c.train.tasks = 2
-    c.train.steps = 12
-    c.train.report_every = 3
-    c.train.validate_every = 4
-    c.train.validation_tasks = 10
-    c.train.checkpoint_every = 5
-    c.eval.tasks = 10
-    return c
-
-
-@pytest.fixture(scope="module")
-def images():
-    rng = np.random.default_rng(0)
-    patterns = rng.integers(0, 200, (6, 1, 16, 16, 1))
-    pixels = (patterns + rng.integers(0, 56, (6, 8, 16, 16, 1))).astype(np.uint8).reshape(48, 16, 16, 1)
-    store = DeviceImages(jax.numpy.asarray(pixels), jax.numpy.arange(7, dtype=np.int32) * 8)
-    return {"train": store, "val": store, "test": store}
-
-
-def final(workdir, config, images, kind="latest"):
+def stored(workdir, like, kind="latest"):
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        return checkpoints.restore(kind, train.fresh_state(config, images["train"].pixels.shape[1:]))
+        return checkpoints.restore(kind, like.fresh_state())
 
 
 def records(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_an_interrupted_run_ends_with_the_same_bits(config, images, tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    for workdir in (whole, parts):
-        workdir.mkdir()
-    train.train(config, images, whole)
-
-    config.train.steps = 7  # stops between two checkpoints of the whole run, and between two reports
-    train.train(config, images, parts)
-    assert int(final(parts, config, images).step) == 7
-    config.train.steps = 12
-    train.train(config, images, parts)
-
-    expected, actual = (final(workdir, config, images) for workdir in (whole, parts))
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
-    assert int(actual.step) == 12
-    steps = lambda r, split: [x["step"] for x in r if x["split"] == split]  # noqa: E731
-    assert steps(records(whole), "train") == [3, 4, 5, 6, 8, 9, 10, 12]
-    assert steps(records(whole), "val") == [4, 8, 12]
-    losses = {x["step"]: x["loss"] for x in records(whole)}
-    assert all(np.isclose(losses[x["step"]], x["loss"], rtol=0.5) for x in records(parts) if x["step"] in losses)
+def figures(workdir):
+    """Loss and accuracy by meta-step and split."""
+    return {(r["step"], r["split"]): (r["loss"], r["accuracy"]) for r in records(workdir)}
 
 
-def test_images_on_the_host_end_with_the_same_bits(config, images, tmp_path, monkeypatch):
-    """Streamed in chunks that no report, checkpoint or stop falls in line with; with validation, and after a stop."""
-    monkeypatch.setattr(stream, "_CHUNK_BYTES", 2 * 2 * 2 * 3 * 16 * 16)  # two meta-steps
-    resident, streamed = tmp_path / "resident", tmp_path / "streamed"
-    for workdir in (resident, streamed):
-        workdir.mkdir()
-    train.train(config, images, resident)
-
-    on_host = {
-        split: ClassStore(np.asarray(x.pixels), np.asarray(x.offsets, np.int64), tuple("abcdef"), split)
-        for split, x in images.items()
-    }
-    config.train.steps = 7
-    train.train(config, on_host, streamed)
-    config.train.steps = 12
-    train.train(config, on_host, streamed)
-    expected, actual = (final(workdir, config, images) for workdir in (resident, streamed))
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
-
-    reports = lambda workdir: {(r["step"], r["split"]): r["accuracy"] for r in records(workdir)}  # noqa: E731
-    ours, theirs = reports(streamed), reports(resident)
-    assert {step for step, split in ours if split == "val"} == {4, 7, 8, 12}
-    shared = (ours.keys() & theirs.keys()) - {(8, "train")}  # after the stop at 7, a mean over other meta-steps
-    assert len(shared) == 10
-    for key in shared:
-        np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-6)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The work directory of a run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("whole")
+    assert int(train.train(experiment(), workdir).step) == 12
+    return workdir
 
 
-def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on(config, images, tmp_path, monkeypatch):
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    train.train(config, images, whole)
-    stopped = tmp_path / "stopped"
-    stopped.mkdir()
+def on_host(of):
+    """An experiment whose images stay on the host."""
+
+    def moved(tasks):
+        offsets = np.asarray(tasks.offsets, np.int64)
+        return HostTasks(tasks.spec, ClassStore(np.asarray(tasks.pixels), offsets, tuple("abcdef"), tasks.spec.split))
+
+    eval_tasks = {split: moved(tasks) for split, tasks in of.eval_tasks.items()}
+    return dataclasses.replace(of, tasks=moved(of.tasks), eval_tasks=eval_tasks)
+
+
+@pytest.mark.parametrize("place", [lambda of: of, on_host], ids=["device", "host"])
+def test_a_run_in_parts_ends_with_the_same_bits(whole, tmp_path, monkeypatch, place):
+    """The stop falls between two checkpoints, reports and validations; chunks from the host in line with none."""
+    monkeypatch.setattr(stream, "_CHUNK_BYTES", 2 * 2 * 2 * 3 * 4 * 4)  # two meta-steps
+    train.train(place(experiment(steps=7)), tmp_path)
+    assert int(stored(tmp_path, experiment()).step) == 7
+    train.train(place(experiment()), tmp_path)
+    assert_same(stored(tmp_path, experiment()), stored(whole, experiment()), 0)
+
+    expected, actual = figures(whole), figures(tmp_path)
+    assert [step for step, split in expected if split == "train"] == [3, 4, 5, 6, 8, 9, 10, 12]
+    assert [step for step, split in expected if split == "val"] == [4, 8, 12]
+    assert actual.keys() - expected.keys() == {(7, "train"), (7, "val")}
+    assert expected.keys() <= actual.keys()
+    for key in expected.keys() - {(8, "train")}:  # after the stop at 7, a mean over other meta-steps
+        np.testing.assert_allclose(actual[key], expected[key], rtol=1e-6, err_msg=str(key))
+
+
+def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on(whole, tmp_path, monkeypatch):
     write = MetricsWriter.write
 
     def interrupt(self, step, *args, **scalars):
@@ -119,13 +86,13 @@ def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on(config, images, tm
 
     monkeypatch.setattr(MetricsWriter, "write", interrupt)
     with pytest.raises(train.Interrupted, match="run the same command"):
-        train.train(config, images, stopped)
-    step = int(final(stopped, config, images).step)
-    assert 3 <= step < 12
+        train.train(experiment(), tmp_path)
+    assert 3 <= int(stored(tmp_path, experiment()).step) < 12
     monkeypatch.undo()
-    train.train(config, images, stopped)
-    jax.tree.map(np.testing.assert_array_equal, final(stopped, config, images), final(whole, config, images))
-    assert [x["step"] for x in records(stopped)] == sorted(x["step"] for x in records(stopped))
+    train.train(experiment(), tmp_path)
+    assert_same(stored(tmp_path, experiment()), stored(whole, experiment()), 0)
+    steps = [r["step"] for r in records(tmp_path)]
+    assert steps == sorted(steps)
 
 
 def test_a_second_signal_stops_at_once():
@@ -138,66 +105,106 @@ def test_a_second_signal_stops_at_once():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_best_and_latest(config, images, tmp_path):
-    train.train(config, images, tmp_path)
-    validations = {x["step"]: x["accuracy"] for x in records(tmp_path) if x["split"] == "val"}
-    best = int(final(tmp_path, config, images, "best").step)
+def test_best_and_latest(whole):
+    validations = {step: accuracy for (step, split), (_, accuracy) in figures(whole).items() if split == "val"}
+    best = int(stored(whole, experiment(), "best").step)
     assert validations[best] == max(validations.values())
-    assert int(final(tmp_path, config, images, "latest").step) == 12
-    assert {entry.name for entry in tmp_path.iterdir()} == {"checkpoints", "metrics.jsonl", "tensorboard"}
+    assert int(stored(whole, experiment()).step) == 12
+    assert {entry.name for entry in whole.iterdir()} == {"checkpoints", "metrics.jsonl", "tensorboard"}
 
 
-def test_validation_tasks_are_the_same_every_time_and_do_not_depend_on_their_number(config, images):
-    state = train.fresh_state(config, (16, 16, 1))
-    evaluator = Evaluator(config, images["val"], "val")
-    few, many = (evaluator(state.params, state.stats, n) for n in (7, 40))
-    np.testing.assert_array_equal(few.accuracies, many.accuracies[:7])
-    assert many.accuracies.shape == (40,)
+def test_no_meta_steps_leave_the_start_to_be_evaluated(tmp_path):
+    untrained = experiment(steps=0)
+    state = train.train(untrained, tmp_path)
+    assert_same(stored(tmp_path, untrained), untrained.fresh_state(), 0)
+    assert_same(jax.device_get(state.params), jax.device_get(untrained.fresh_state().params), 0)
 
 
-def test_interval_is_students_t():
-    evaluation = Evaluation(np.array([0.2, 0.4, 0.6]), np.zeros(3))
-    np.testing.assert_allclose(evaluation.ci95, 4.302653 * 0.2 / np.sqrt(3), rtol=1e-6)
-    np.testing.assert_allclose(evaluation.accuracy, 0.4)
+def broken_after(step):
+    """An optimiser that makes the parameters NaN in that meta-step, counted from 1."""
+    return optax.scale_by_schedule(lambda count: jnp.where(count < step - 1, -0.1, jnp.nan))
 
 
 @pytest.mark.parametrize(
-    ("schedule", "changes", "rates"),
+    ("when", "message", "latest"),
     [
-        ("constant", {}, {0: 1.0, 99: 1.0}),
-        ("step", {"milestones": (4, 8), "factor": 0.1}, {0: 1.0, 3: 1.0, 4: 0.1, 7: 0.1, 8: 0.01, 50: 0.01}),
-        ("step", {"milestones": (4,), "factor": 0.5, "period": 3}, {4: 1.0, 5: 1.0, 6: 0.5}),
-        ("cosine", {}, {0: 1.0, 6: 0.5, 12: 0.0}),
-        ("cosine", {"period": 6}, {5: 1.0, 6: 0.5, 11: 0.5}),
+        ({}, r"meta-step 7: the query loss is nan", 5),  # found in the report of the meta-steps 7 and 8
+        ({"checkpoint_every": 3}, r"meta-step 6: encoder/block1/conv/\w+ has an entry that is not finite", 3),
+        ({"validate_every": 6, "checkpoint_every": 2}, r"meta-step 6: encoder/block1/conv/\w+ has an entry", 4),
     ],
+    ids=["loss", "checkpoint", "validation"],
 )
-def test_schedules(config, schedule, changes, rates):
-    config.outer.schedule, config.outer.rate = schedule, 1.0
-    for name, value in changes.items():
-        config.outer[name] = value
-    learning_rate = experiment.build_schedule(config)
-    for step, rate in rates.items():
-        np.testing.assert_allclose(learning_rate(step), rate, rtol=1e-5, atol=1e-6, err_msg=str(step))
+def test_what_is_not_finite_stops_training(tmp_path, when, message, latest):
+    """And leaves the last checkpoint that is; the way out is named."""
+    broken = experiment(optimizer=broken_after(6), **when)
+    with pytest.raises(train.NotFinite, match=message + r".*outer\.clip"):
+        train.train(broken, tmp_path)
+    state = stored(tmp_path, broken)
+    assert int(state.step) == latest
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.stats)))
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step("best") in (None, 4)
 
 
-def test_checkpoint_of_another_model_is_refused(config, images, tmp_path):
-    config.train.steps = 1
-    train.train(config, images, tmp_path)
-    config.model.width = 3
-    with pytest.raises(DataError, match="of another model"):
-        final(tmp_path, config, images)
+class Lines:
+    """A user's own tasks, in a class that is no pytree: y = a x; `answer` says what the queries' y are."""
+
+    def __init__(self, split, answer=lambda y: y):
+        self.seed, self.answer = {"train": 0, "val": 1, "test": 2}[split], answer
+
+    def sample(self, index):
+        slope_key, x_key = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), index))
+        x = jax.random.normal(x_key, (8, 1))
+        y = jax.random.normal(slope_key, ()) * x
+        return Episode(x[:3], y[:3], x[3:], self.answer(y[3:]))
 
 
-def test_a_missing_or_damaged_checkpoint_is_refused(config, images, tmp_path):
+def test_tasks_of_ones_own_and_regression(tmp_path):
+    """The loss falls, there is no accuracy, and a validation that gives no number is never the best."""
+    tasks = {split: Lines(split) for split in ("train", "test")} | {"val": Lines("val", lambda y: y * jnp.nan)}
+    own = experiment(learner(MLP(1), loss="squared_error"), tasks, optax.adam(0.05), steps=40, report_every=20)
+    train.train(own, tmp_path)
+    losses = {r["step"]: r["loss"] for r in records(tmp_path) if r["split"] == "train"}
+    assert losses[40] < losses[4]
+    assert not any("accuracy" in r for r in records(tmp_path))
+    assert {r["loss"] for r in records(tmp_path) if r["split"] == "val"} == {None}
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step("latest") == 40
+        assert checkpoints.latest_step("best") is None
+
+
+def test_checkpoint_of_another_model_is_refused(whole):
+    with pytest.raises(DataError, match=r"of another model: params\.encoder\.\S+ is \(2,\), expected \(3,\)"):
+        stored(whole, experiment(small(blocks=1, width=3)))
+    with pytest.raises(DataError, match=r"of another model: params\.encoder\.block2\.\S+ is lacking"):
+        stored(whole, experiment(small(blocks=2)))
+
+
+def test_a_missing_or_damaged_checkpoint_is_refused(whole, tmp_path):
     with pytest.raises(DataError, match="train first"):
-        final(tmp_path, config, images)
-    config.train.steps = 1
-    train.train(config, images, tmp_path)
-    for file in (tmp_path / "checkpoints" / "latest" / "1" / "state").rglob("*"):
+        stored(tmp_path, experiment())
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    for file in (tmp_path / "checkpoints" / "latest" / "12" / "state").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    with pytest.raises(DataError, match=r"cannot read the checkpoint.*latest/1"):
-        final(tmp_path, config, images)
+    with pytest.raises(DataError, match=r"cannot read the checkpoint.*latest/12"):
+        stored(tmp_path, experiment())
+
+
+def test_checkpoints_of_version_0_1_load(tmp_path):
+    """Whose statistics stand without the name of their collection."""
+    now = experiment(small("global", blocks=1)).fresh_state()
+    now = now.replace(stats=jax.tree.map(lambda x: x + 0.25, now.stats), step=jnp.int32(3))
+    before = now.replace(stats=now.stats["lasting_stats"])
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save("latest", 3, before)
+        names = checkpoints.read("latest")[0]
+        like = experiment(small("global", blocks=1)).fresh_state()
+        restored, model = checkpoints.restore("latest", like), checkpoints.restore_model("latest", like)
+    assert "stats.lasting_stats.encoder.block1.norm.mean" in names
+    assert_same(jax.device_get(restored), jax.device_get(now), 0)
+    for part in ("step", "params", "stats"):
+        assert_same(getattr(model, part), jax.device_get(getattr(now, part)), 0)
 
 
 def test_metrics_after_a_crash(tmp_path):
@@ -210,6 +217,12 @@ def test_metrics_after_a_crash(tmp_path):
     with MetricsWriter(tmp_path, resume_step=5) as metrics:
         metrics.write(10, "train", loss=0.25)
     assert [(r["step"], r["loss"]) for r in records(tmp_path)] == [(5, 1.0), (10, 0.25)]
+
+
+def test_json_has_null_where_there_is_no_number():
+    value = {"loss": float("nan"), "rows": [1.5, float("inf"), {"n": 3, "of": (float("-inf"), "x", None, True)}]}
+    assert json.loads(to_json(value)) == {"loss": None, "rows": [1.5, None, {"n": 3, "of": [None, "x", None, True]}]}
+    assert to_json({"a": 1}, indent=None) == '{"a": 1}\n'
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

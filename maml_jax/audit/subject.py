@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
 from maml_jax import config as config_lib
+from maml_jax.config import Config
 from maml_jax.data.stream import drawn_classes, example
 from maml_jax.episode import Tasks
 from maml_jax.errors import ConfigError, DataError
@@ -123,8 +123,8 @@ class Subject:
     @classmethod
     def of(
         cls,
-        config: ml_collections.ConfigDict,
-        trained: ml_collections.ConfigDict,
+        config: Config,
+        trained: Config,
         experiment: Experiment,
         state: MetaState,
         quick: bool,
@@ -185,7 +185,7 @@ def _train_tasks(config, trained, experiment, pool):
         return None
 
 
-def _methods(config: ml_collections.ConfigDict, experiment: Experiment, state: MetaState) -> dict[str, Method]:
+def _methods(config: Config, experiment: Experiment, state: MetaState) -> dict[str, Method]:
     """The method under each normalisation that the model can be tested with."""
     own = config.model.norm
     others = ("per_step_batch",) if own == "per_step" else ("batch", "metabn")
@@ -199,9 +199,7 @@ def _methods(config: ml_collections.ConfigDict, experiment: Experiment, state: M
     return methods
 
 
-def protocol_of(
-    config: ml_collections.ConfigDict, experiment: Experiment, state: MetaState, subject: Subject
-) -> dict[str, Any]:
+def protocol_of(config: Config, experiment: Experiment, state: MetaState, subject: Subject) -> dict[str, Any]:
     """All that the figures of a measure depend on."""
     settings = config_lib.flatten(config)
     kept = ("seed", "model.", "inner.", "data.normalize", "data.image_size", "data.stored_size", "data.channels")

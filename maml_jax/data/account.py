@@ -41,11 +41,13 @@ class Account:
       rule: how the classes, or images, came to their splits: what follows 'the split is'.
       left_out: files, images and classes that the store does not have.
       notes: images that were changed to be shown as a viewer shows them, and whatever else is to be known.
+      used: the lists that the split is made of.
     """
 
     rule: str = ""
     left_out: Tally = dataclasses.field(default_factory=Tally)
     notes: Tally = dataclasses.field(default_factory=Tally)
+    used: set[str] = dataclasses.field(default_factory=set)
 
     def to_json(self) -> dict[str, Any]:
         """What a store keeps of it."""

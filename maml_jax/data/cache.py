@@ -73,6 +73,8 @@ def _say(name: str, account: dict[str, Any]) -> None:
     say(f"{name}: the split is {account['split_rule']}")
     for line in in_words(account["left_out"]):
         say(f"{name}: left out {line}")
+    for line in in_words(account["notes"]):
+        say(f"{name}: {line}")
 
 
 def prepare(settings: DataSettings, progress: bool = True, check: bool = False) -> dict[str, Any]:

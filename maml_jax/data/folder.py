@@ -12,17 +12,19 @@ from typing import Any
 
 from maml_jax.data import hdf5, images, pixels
 from maml_jax.data.account import Account
-from maml_jax.data.archive import Tree, is_archive, open_tree
+from maml_jax.data.archive import LIST_SUFFIXES, Tree, is_archive, is_image, open_tree
 from maml_jax.data.dataset import DataSet, DataSettings
 from maml_jax.data.images import Look
-from maml_jax.data.layout import class_folders, split_folders, split_starts, unused
+from maml_jax.data.layout import class_folders, split_folders, split_of, split_starts, unused
 from maml_jax.data.lists import check_classes, listed, refuse_unread
+from maml_jax.data.several import Several
 from maml_jax.data.source import ClassImages, LazySplits, Source
-from maml_jax.data.split import IMAGES, JsonSplit, Listing, check_name, images_split, random_split
+from maml_jax.data.split import IMAGES, JsonSplit, Listing, check_name, images_split, no_classes, random_split
 from maml_jax.errors import DataError
 
 VERSION = 2
 """Raise it with any change to the layouts and lists that are read, so that stores are built anew."""
+UNUSED_TEXTS = "lists and other texts that were not used"
 TERMS = "Images of your own, or of whoever gave them to you."
 
 
@@ -80,6 +82,8 @@ def source(
 
 
 def _listing(tree: Tree, asked: _Asked, chosen: JsonSplit | None, account: Account) -> Listing:
+    if not any(map(is_image, tree.members)):
+        raise no_classes(tree)
     drawn = f"drawn at random with seed {asked.seed}: 64, 16 and 20 % of"
     if asked.split == "random" or chosen:
         classes = _large(class_folders(tree, asked.class_depth, merge_splits=True), asked, account)
@@ -132,7 +136,7 @@ def _large(classes: Mapping[str, list[str]], asked: _Asked, account: Account) ->
 
 
 def open_root(root: Path, *names: str) -> Tree:
-    """Opens an archive, or a folder; of a folder with nothing but an archive in it, the archive.
+    """Opens an archive, or a folder; of a folder with nothing but an archive in it, or one for each split, those.
 
     Args:
       root: where.
@@ -145,9 +149,12 @@ def open_root(root: Path, *names: str) -> Tree:
         for name in names:
             if (root / name).is_file():
                 return open_tree(root / name)
-        inside = [path for path in root.iterdir() if not path.name.startswith(".")]
+        inside = sorted(path for path in root.iterdir() if not path.name.startswith("."))
         if len(inside) == 1 and is_archive(inside[0]):
             return open_tree(inside[0])
+        splits = [split_of(path.name.partition(".")[0]) for path in inside if is_archive(path)]
+        if len(splits) == len(inside) > 1 and all(splits):
+            return Several(root, inside)
     if not root.exists():
         raise DataError(f"there is no {root.absolute()}", {"data.dir": "FOLDER"})
     return open_tree(root)
@@ -180,6 +187,8 @@ def image_source(
         for reason, members in tree.left_out.items():
             account.left_out.add(reason, members)
         account.left_out.add("images in no class of any split", unused(tree, found))
+        texts = [member for member in tree.members if member.lower().endswith(LIST_SUFFIXES)]
+        account.left_out.add(UNUSED_TEXTS, [member for member in texts if member not in account.used])
         return found
 
     @functools.cache

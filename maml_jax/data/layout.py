@@ -13,6 +13,8 @@ _SPLIT_WORDS = {
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "tst", "novel", "evaluation"), "test"),
 }
+_WEAK = re.compile(r"background|evaluation|base|novel", re.IGNORECASE)
+"""What names a split only beside another: Omniglot's `images_background/` alone just holds everything."""
 _NOISE = {"meta", "phase", "set", "split", "data", "image", "images", "img", "imgs", "class", "classes", "folder"}
 _OMNIGLOT = re.compile(r"character\d+")
 
@@ -46,7 +48,8 @@ def base_of(tree: Tree) -> str:
         if not images and (len(tops) != 1 or flat):
             return base
         (top,) = images[:1] or tops
-        if not images and (split_of(top) or any("/" not in rest for rest in tops[top])):
+        is_split = split_of(top) and not _WEAK.search(top)
+        if not images and (is_split or any("/" not in rest for rest in tops[top])):
             return base
         inside, base = tops[top], f"{base}{top}/"
 
@@ -56,7 +59,10 @@ def _tops(members: Iterable[str]) -> set[str]:
 
 
 def split_starts(tree: Tree) -> tuple[dict[str, list[str]], list[str]]:
-    """The folders of each split, and those beside them that hold images too, with the base that both lie in."""
+    """The folders of each split, and those beside them that hold images too, with the base that both lie in.
+
+    One folder among others is a class for all its name, such as CIFAR-100's `train/`, if its images lie in it directly.
+    """
     base = base_of(tree)
     members = [member for member in tree.members if member.startswith(base) and is_image(member)]
     starts, others = defaultdict(list), []
@@ -65,6 +71,10 @@ def split_starts(tree: Tree) -> tuple[dict[str, list[str]], list[str]]:
             starts[split].append(f"{base}{top}/")
         else:
             others.append(f"{base}{top}/")
+    own = tuple(folder for folders in starts.values() for folder in folders)
+    deep = any(member.removeprefix(base).count("/") > 1 for member in members if member.startswith(own))
+    if others and len(starts) == 1 and not deep:
+        return {}, others
     order = ("train", "val", "test")
     return {split: starts[split] for split in order if split in starts}, others
 
@@ -83,18 +93,22 @@ def split_folders(tree: Tree, depth: int = 0) -> dict[str, dict[str, list[str]]]
     for split, folders in starts.items():
         if len(folders) > 1:
             raise DataError(f"{tree.path} has several folders of the {split} split: {' and '.join(folders)}")
-    inner = {split: _through_images(tree, folder) for split, (folder,) in starts.items()}
+    inner = {split: _through(tree, folder) for split, (folder,) in starts.items()}
     depth = class_depth(tree, inner.values(), depth)
     found = {split: _by_folder(tree.members, start, depth) for split, start in inner.items()}
     return {split: classes for split, classes in found.items() if any(classes.values())}
 
 
-def _through_images(tree: Tree, start: str) -> str:
-    """The folder `images/` below a split's own, if all its class folders lie in there."""
-    members = [member.removeprefix(start) for member in tree.members if member.startswith(start) and is_image(member)]
-    tops = _tops(members)
-    deep = all(member.count("/") > 1 for member in members)
-    return f"{start}{tops.pop()}/" if deep and len(tops) == 1 and tops <= {"images", "Images", "IMAGES"} else start
+def _through(tree: Tree, start: str) -> str:
+    """The folder that class folders lie in below a split's own: itself, or `images/`, or one of the same split."""
+    while True:
+        members = [m.removeprefix(start) for m in tree.members if m.startswith(start) and is_image(m)]
+        tops = _tops(members)
+        top = tops.pop() if len(tops) == 1 else ""
+        same = top.lower() == "images" or (split_of(top) and split_of(top) == split_of(start.split("/")[-2]))
+        if not (same and all(member.count("/") > 1 for member in members)):
+            return start
+        start += f"{top}/"
 
 
 def class_folders(tree: Tree, depth: int = 0, merge_splits: bool = False) -> dict[str, list[str]]:
@@ -110,7 +124,7 @@ def class_folders(tree: Tree, depth: int = 0, merge_splits: bool = False) -> dic
     base = base_of(tree)
     starts, others = split_starts(tree)
     if merge_splits and starts and not others:
-        inner = [_through_images(tree, folder) for folders in starts.values() for folder in folders]
+        inner = [_through(tree, folder) for folders in starts.values() for folder in folders]
         depth = class_depth(tree, inner, depth)
         merged: dict[str, list[str]] = defaultdict(list)
         for start in inner:

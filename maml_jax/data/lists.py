@@ -18,7 +18,6 @@ _ORDER = (".csv", ".tsv", ".json", ".txt", ".lst", ".list")
 _DATA_SUFFIXES = (".yaml", ".yml", ".xml", ".xlsx", ".parquet", ".jsonl", ".pkl", ".pickle", ".npz", ".npy", ".mat")
 """Of files that may hold a split, and are not read as lists."""
 NUMBERED = "splits whose classes have only numbers for names, so that nothing tells whether they share some"
-_UNUSED = "lists that were not used"
 
 
 def listed(
@@ -32,7 +31,7 @@ def listed(
 
     Args:
       tree: where to look.
-      account: told of the rule, and of lists that are not used.
+      account: told of the rule, and of the lists that are used.
       depth: of class folders; see `layout.class_depth`.
       shared: whether splits may share classes.
       way_out: the settings with which they may.
@@ -46,15 +45,13 @@ def listed(
     _refuse_several(tree, places)
     for place, files in places.items():
         if listing := _read_place(tree, place, files, spelling, account):
-            for other, names in places.items():
-                account.left_out.add(_UNUSED, [other + name for name in names if other != place])
             if not shared:
                 check_classes(listing, tree, account, way_out or {})
             check_images(listing, tree)
             return listing
     for place, files in places.items():
         for file in files:
-            _refuse_if_list(tree, place + file, spelling, account)
+            _refuse_if_list(tree, place + file, spelling)
     return {}
 
 
@@ -107,7 +104,7 @@ def _read_place(tree: Tree, place: str, files: Sequence[str], spelling: Spelling
     for file in sorted(files, key=_rank):
         if listing := _read_whole(tree, place + file, spelling):
             account.rule = f"as {place}{file} has it"
-            account.left_out.add(_UNUSED, [place + other for other in files if other != file])
+            account.used.add(place + file)
             return listing
     chosen = {split: _chosen(tree, place, files, split) for split in SPLITS}
     found = {split: place + file for split, file in chosen.items() if file}
@@ -117,7 +114,7 @@ def _read_place(tree: Tree, place: str, files: Sequence[str], spelling: Spelling
     }
     if listing:
         account.rule = f"as the lists {', '.join(found.values())} have it"
-        account.left_out.add(_UNUSED, [place + file for file in files if file not in chosen.values()])
+        account.used.update(found.values())
     return listing
 
 
@@ -168,7 +165,7 @@ def _stem(file: str) -> str:
     return file.rpartition("/")[2].rpartition(".")[0].lower()
 
 
-def _refuse_if_list(tree: Tree, file: str, spelling: Spelling, account: Account) -> None:
+def _refuse_if_list(tree: Tree, file: str, spelling: Spelling) -> None:
     """Refuses what looks like a list of some of the classes or images, but of which split there is no telling."""
     content = tree.read(file)
     try:
@@ -186,8 +183,6 @@ def _refuse_if_list(tree: Tree, file: str, spelling: Spelling, account: Account)
             "called train, val and test, or have a key or a column for the split; without lists, the split is drawn",
             {"data.split": "random"},
         )
-    if named or images:
-        account.left_out.add(_UNUSED, [file])
 
 
 def _cells(content: bytes, file: str) -> Iterator[str]:
@@ -247,7 +242,8 @@ def check_classes(listing: Listing, tree: Tree, account: Account, way_out: Mappi
         for name, members in classes.items():
             if name in split_by_name:
                 both = f"is in split '{split_by_name[name]}' and again in split '{split}'"
-                raise DataError(f"class '{name}' from {tree.path} {both}", way_out)
+                differ = "if these are different classes, their names have to differ"
+                raise DataError(f"class '{name}' from {tree.path} {both}; {differ}", way_out)
             split_by_name[name] = split
             for member in members:
                 labels[member.rpartition("/")[0]][split].add(name)

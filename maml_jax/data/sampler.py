@@ -147,8 +147,8 @@ class ImageTasks:
 
     def sample(self, index: jax.Array) -> Episode:
         """Draws task `index`."""
-        rows, turns = draw_task(self.spec, self.offsets, index)
-        return finish_task(self.spec, self.pixels[rows], turns, index)
+        rows, turns = draw_task(self.spec, jnp.asarray(self.offsets), index)
+        return finish_task(self.spec, jnp.asarray(self.pixels)[rows], turns, index)
 
 
 def _keys(spec, index):

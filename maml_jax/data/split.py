@@ -38,14 +38,19 @@ def random_split(classes: Mapping[str, Sequence[str]], seed: int, tree: Tree) ->
       DataError: if there are less than three.
     """
     if not classes:
-        packed = [name for names in tree.left_out.values() for name in names if name.lower().endswith(ARCHIVE_SUFFIXES)]
-        hint = {"data.dir": str(tree.path / packed[0])} if packed and tree.path.is_dir() else {}
-        few = f"{tree.path} has 0 class folders; three splits need at least one each. There are {outline(tree)}"
-        raise DataError(few + (f" and {packed[0]}" if packed else ""), hint)
+        raise no_classes(tree)
     return {
         split: {name: classes[name] for name in names}
         for split, names in random_names(classes, seed, tree.path).items()
     }
+
+
+def no_classes(tree: Tree) -> DataError:
+    """The error that there are no class folders; it says what there is."""
+    packed = [name for names in tree.left_out.values() for name in names if name.lower().endswith(ARCHIVE_SUFFIXES)]
+    hint = {"data.dir": str(tree.path / packed[0])} if packed and tree.path.is_dir() else {}
+    few = f"{tree.path} has 0 class folders; three splits need at least one each. There are {outline(tree)}"
+    return DataError(few + (f", but {', '.join(packed[:3])}" if packed else ""), hint)
 
 
 def random_names(names: Iterable[str], seed: int, origin: object) -> dict[str, list[str]]:

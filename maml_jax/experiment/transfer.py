@@ -6,8 +6,8 @@ import ml_collections
 import numpy as np
 
 from maml_jax import tree
+from maml_jax.config.fields import default_of
 from maml_jax.experiment.method import build_method
-from maml_jax.fields import default_of
 
 _OF_THE_DATA = ("dir", "split", "split_seed", "class_depth", "skip_small")
 """Fields of `config.data` that mean something else for another data set."""

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from maml_jax import data
 from maml_jax.errors import ConfigError, DataError
-from tests.data.test_store import SHAPE, flip_last_byte, make_source, pixels
+from tests.data.test_store import SHAPE, class_images, flip_last_byte, make_source, pixels
 
 
 def settings(tmp_path, **changes):
@@ -99,3 +100,43 @@ def test_default_cache_dir(monkeypatch):
     assert data.default_cache_dir() == Path("/two/maml_jax")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert data.default_cache_dir() == Path.home() / ".cache" / "maml_jax"
+
+
+@pytest.mark.parametrize(("name", "count"), [("folder", 3), ("mini_imagenet", 4), ("toy", 4)])
+def test_classes_too_small_are_skipped_and_counted(tmp_path, monkeypatch, name, count):
+    if name == "toy":
+        source = make_source({"train": [class_images("a", pixels(0, 3)), class_images("b", pixels(1, 5))]})
+        monkeypatch.setitem(data.DATA_SETS, "toy", data.DataSet("toy", lambda settings, root: source, "no terms"))
+    else:
+        for split, sizes in (("train", (2, 4)), ("val", (4, 6)), ("test", (4, 4))):
+            for c, size in enumerate(sizes):
+                for i in range(size):
+                    file = tmp_path / "raw" / split / f"{split}{c}" / f"{i}.png"
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    Image.new("RGB", (8, 8), (i, c, 0)).save(file)
+    some = settings(tmp_path, name=name, dir=str(tmp_path / "raw"), skip_small=count)
+    report = data.prepare(some, progress=False)
+    ((reason, left),) = report["left_out"].items()
+    assert reason == f"classes of fewer than {count} images"
+    assert left["count"] == 1
+    assert report["splits"]["train"]["classes"] == 1
+    assert data.prepare(some, progress=False, check=True) == report
+    with pytest.raises(DataError, match=r"every class of split 'train' .* has fewer than 99 images"):
+        data.prepare(dataclasses.replace(some, skip_small=99), progress=False)
+
+
+def test_the_rule_of_the_split_is_always_said(tmp_path, capsys):
+    glyphs = settings(tmp_path, name="glyphs", image_size=8)
+    for _ in range(2):
+        data.open_stores(glyphs)
+        assert "glyphs: the split is drawn with the characters" in capsys.readouterr().err
+    assert data.prepare(glyphs)["split_rule"] == "drawn with the characters: nine twelfths, one and two of them"
+
+
+def test_a_store_of_before_has_a_rule_too(tmp_path):
+    report = data.prepare(settings(tmp_path, name="glyphs", image_size=8), progress=False)
+    manifest = Path(report["path"]) / "store.json"
+    content = json.loads(manifest.read_text())
+    assert content.pop("account")["split_rule"] == report["split_rule"]
+    manifest.write_text(json.dumps(content))
+    assert data.prepare(settings(tmp_path, name="glyphs", image_size=8), progress=False) == report

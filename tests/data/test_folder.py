@@ -205,7 +205,7 @@ def break_csv(root, text):
         (lambda root: (root / "splits.json").write_text('{"mine": ["ant"]}'), r"splits\.json .* must hold"),
         (
             lambda root: (root / "splits.json").write_text('{"train": ["ant"], "test": ["ant"]}'),
-            r"class 'ant' from .*raw is in split 'train' and again in split 'test'; use data\.split='images'",
+            r"class 'ant' from .*raw is in split 'train' and again in split 'test'; .*; use data\.split='images'",
         ),
         (
             lambda root: (root / "ant" / "ant1.png").write_bytes(b"\x89PNG\r\n"),

@@ -40,7 +40,7 @@ def prepare(tmp_path, monkeypatch, capsys):
     def run(name, size, *arguments):
         settings = {"name": name, "dir": tmp_path / "raw", "cache_dir": tmp_path / "cache", "image_size": size}
         flags = [f"--config.data.{field}={value}" for field, value in settings.items()]
-        status = cli.main(["prepare", *flags, *arguments])
+        status = cli.main(["prepare", *flags, *arguments], configs=ROOT / "configs")
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
@@ -107,9 +107,9 @@ def with_file(root, content, name="x.jpg"):
     (test_folder.write_classes(root) / "bee" / name).write_bytes(content)
 
 
-def deep_png():
+def deep_tiff():
     content = io.BytesIO()
-    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(content, "PNG")
+    Image.fromarray(np.full((8, 8), 90_000, np.int32)).save(content, "TIFF")
     return content.getvalue()
 
 
@@ -164,10 +164,10 @@ CASES = {
         lambda root: with_file(root, EPS),
         r"image bee/x\.jpg in .*raw: it is none of",
     ),
-    "image of 16 bits": (
+    "image of 32 bits": (
         "folder",
-        lambda root: with_file(root, deep_png(), "x.png"),
-        r"error: cannot read the image bee/x\.png in [^:]*raw: it has more than 8 bits per channel$",
+        lambda root: with_file(root, deep_tiff(), "x.tif"),
+        r"error: cannot read the image bee/x\.tif in [^:]*raw: its values are 90000 to 90000, expected 0 to 65535$",
     ),
     "list of binary": (
         "mini_imagenet",
@@ -290,7 +290,7 @@ def test_prepare_says_what_there_is_and_checks_it(prepare, tmp_path):
     status, _, err = prepare("mini_imagenet", 16, "--check")
     assert status == 2
     assert "val.npy differs from its checksum" in err
-    assert cli.main(["train", "--check"]) == 2
+    assert cli.main(["train", "--check"], configs=ROOT / "configs") == 2
 
 
 SLOW = """
@@ -311,7 +311,7 @@ data.DATA_SETS["slow"] = data.DataSet("slow", lambda settings, root: source, "no
 for number in (signal.SIGTERM, signal.SIGINT):  # as launch.py does, and as a shell's background jobs lack
     signal.signal(number, signal.default_int_handler)
 flags = ["--config.data.name=slow", "--config.data.cache_dir=cache"]
-sys.exit(cli.main(["prepare", *flags]))
+sys.exit(cli.main(["prepare", *flags], configs=Path(sys.argv[2]) / "configs"))
 """
 
 

@@ -241,7 +241,7 @@ def test_lists_that_are_not_used_are_counted(root):
     source = folder.source(root, 8)
     assert_read(source)
     assert source.account.rule == "as the lists train.csv, val.csv, test.csv have it"
-    left = source.account.left_out.to_json()["lists that were not used"]
+    left = source.account.left_out.to_json()[folder.UNUSED_TEXTS]
     assert left == {"count": 4, "examples": ["all.csv", "test.txt", "train.txt"]}
 
 

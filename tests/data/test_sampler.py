@@ -13,10 +13,12 @@ import pytest
 
 from maml_jax.data import store as stores
 from maml_jax.data.augment import enlarge
-from maml_jax.data.sampler import DeviceImages, TaskSpec, check_fit, draw_task, sample_task, sample_tasks, to_device
+from maml_jax.data.sampler import ImageTasks, TaskSpec, check_fit, draw_task
 from maml_jax.data.source import ClassImages, Source
 from maml_jax.data.store import ClassStore
+from maml_jax.data.stream import sample_batch
 from maml_jax.errors import ConfigError
+from tests.helpers import assert_same
 
 COUNTS = (7, 5, 9, 6)  # images per class
 SPEC = TaskSpec(seed=0, split="train", way=3, shot=2, query=3)
@@ -32,9 +34,16 @@ def store():
     return ClassStore(images, offsets, ("a", "b", "c", "d"), "train")
 
 
+def tasks_of(spec, store):
+    return ImageTasks(spec, store.images, store.offsets.astype(np.int32))
+
+
+_sample = jax.jit(sample_batch)
+
+
 def draw(spec, store, indices):
-    tasks = jax.jit(sample_tasks, static_argnums=0)(spec, to_device(store), jnp.asarray(indices, jnp.int32))
-    return jax.tree.map(np.asarray, tasks)
+    batch = _sample(tasks_of(spec, store), jnp.asarray(indices, jnp.int32))
+    return jax.tree.map(np.asarray, batch._replace(key=None))
 
 
 def identity(x):
@@ -145,15 +154,13 @@ def test_every_image_is_as_likely_as_another(store):
 
 
 def test_a_task_does_not_depend_on_its_company(store):
-    batch = draw(SPEC, store, [5, 6, 7])
-    alone = draw(SPEC, store, [6])
-    single = sample_task(SPEC, to_device(store), jnp.int32(6))
-    jax.tree.map(
-        lambda b, a, s: (np.testing.assert_array_equal(b[1], a[0]), np.testing.assert_array_equal(a[0], s)),
-        batch,
-        alone,
-        single,
-    )
+    """Its images, its labels, and the key that networks with dropout draw with."""
+    tasks = tasks_of(SPEC, store)
+    batch, alone = (_sample(tasks, jnp.asarray(indices, jnp.int32)) for indices in ([5, 6, 7], [6]))
+    single = jax.jit(lambda tasks: tasks.sample(jnp.int32(6)))(tasks)
+    assert_same(jax.tree.map(lambda x: x[1], batch), single, 0)
+    assert_same(jax.tree.map(lambda x: x[0], alone), single, 0)
+    assert len({tuple(key) for key in np.asarray(jax.random.key_data(batch.key)).tolist()}) == 3
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"split": "val"}])
@@ -193,15 +200,24 @@ def test_rotations_are_classes_of_their_own():
 
 
 def test_what_does_not_fit_is_refused(store):
-    with pytest.raises(ConfigError, match=r"task\.way=5.*only 4 classes.*--config\.task\.way=4"):
+    """With the settings that would do, if there are any."""
+    with pytest.raises(ConfigError, match=r"task\.way=5.*only 4 classes") as raised:
         check_fit(dataclasses.replace(SPEC, way=5), store, "task")
-    with pytest.raises(ConfigError, match=r"eval\.shot=2 and eval\.query=4 take 6.*'b'.*only 5"):
+    assert raised.value.settings == {"task.way": 4}
+    with pytest.raises(ConfigError, match=r"eval\.shot=2 and eval\.query=4 take 6.*'b'.*only 5") as raised:
         check_fit(dataclasses.replace(SPEC, query=4), store, "eval")
+    assert raised.value.settings == {"eval.query": 3}
+    with pytest.raises(ConfigError, match="leaves none to ask about") as raised:
+        check_fit(dataclasses.replace(SPEC, shot=5), store, "eval")
+    assert raised.value.settings == {}
     check_fit(dataclasses.replace(SPEC, way=16, rotations=True), store, "task")
 
 
-def test_device_copy(store):
-    images = to_device(store)
-    assert isinstance(images, DeviceImages)
-    assert images.pixels.dtype == jnp.uint8
-    assert images.offsets.dtype == jnp.int32
+def test_tasks_are_a_pytree(store):
+    """Whose arrays are those of the store, and whose specification is part of a program."""
+    tasks = tasks_of(SPEC, store)
+    pixels, offsets = jax.tree.leaves(tasks)
+    assert pixels.dtype == jnp.uint8
+    assert offsets.dtype == jnp.int32
+    other = tasks_of(dataclasses.replace(SPEC, seed=1), store)
+    assert jax.tree.structure(tasks) != jax.tree.structure(other)

@@ -28,11 +28,11 @@ def test_zero_head_is_no_meta_parameter_and_takes_any_way():
 def test_statistics_that_outlive_an_episode():
     learner = small(norm="block1=global, block2=episodic")
     params, stats, task = started(learner)
-    names = ["lasting_stats/encoder/block1_norm/mean", "lasting_stats/encoder/block1_norm/var"]
+    names = ["lasting_stats/encoder/block1/norm/mean", "lasting_stats/encoder/block1/norm/var"]
     assert tree.names(stats) == names
     moved = jax.tree.map(lambda s: s + 5, stats)
     _, start = learner.start(params, moved, task.support_x, task.support_y)
-    np.testing.assert_array_equal(start["lasting_stats"]["encoder"]["block1_norm"]["mean"], 5.0)
-    np.testing.assert_array_equal(start["batch_stats"]["encoder"]["block2_norm"]["mean"], 0.0)
-    np.testing.assert_array_equal(start["batch_stats"]["encoder"]["block2_norm"]["var"], 1.0)
+    np.testing.assert_array_equal(start["lasting_stats"]["encoder"]["block1"]["norm"]["mean"], 5.0)
+    np.testing.assert_array_equal(start["batch_stats"]["encoder"]["block2"]["norm"]["mean"], 0.0)
+    np.testing.assert_array_equal(start["batch_stats"]["encoder"]["block2"]["norm"]["var"], 1.0)
     assert tree.names(learner.lasting(start)) == names

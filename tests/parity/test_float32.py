@@ -14,6 +14,7 @@ import pytest
 from maml_jax.nn.kernels import winograd
 from maml_jax.nn.kernels.conv import conv
 from parity import golden, grid, replay
+from parity.check import check_case
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,13 +53,15 @@ def test_each_kernel_is_as_exact_as_float32_is(channels, bound, sides):
 
 @pytest.mark.parametrize("encoder", ["convnet4", "wide-convnet4"])
 def test_so_is_the_meta_gradient(encoder):
-    """Through two inner steps and back, from the same numbers: those of float32 in float32, and in float64."""
-    case = grid.make_case(encoder, encoder=encoder, width=0, dtype="float32", episodes=1, image_size=16, seed=3)
+    """Through an inner step and back, from the same numbers: those of float32 in float32, and in float64."""
+    case = grid.make_case(encoder, encoder=encoder, width=0, dtype="float32", episodes=1, n_step=1, eval_steps=1)
     double = {name: value.astype(np.float64) for name, value in case.params.items()}
     images = {name: getattr(case, name).astype(np.float64) for name in ("support_x", "query_x")}
     exact = replay.in_torch(dataclasses.replace(case, params=double, dtype="float64", **images))
     case = dataclasses.replace(case, recorded=golden.as_recorded(exact, case.sample))
-    errors = golden.compare(case, replay.in_jax(case)(0))
-    print({quantity: f"{error:.1e}" for quantity, error in errors.items()})
-    assert 1e-9 < errors["grad"] < 2e-5
-    assert max(errors["logits_train"], errors["loss_train"], errors["logits_eval"]) < 1e-5
+    results = {result.quantity: result for result in check_case(case)}
+    print({quantity: f"{result.error:.1e}" for quantity, result in results.items()})
+    assert 1e-9 < results["grad"].error < 2e-5
+    assert all(result.error < 1e-5 for quantity, result in results.items() if quantity != "grad")
+    tolerances = {quantity: result.tolerance for quantity, result in results.items()}
+    assert tolerances.items() >= {"logits_train": 1e-4, "grad": 1e-3}.items()

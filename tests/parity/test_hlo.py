@@ -65,6 +65,14 @@ def test_a_loop_counts_by_its_trips():
     ]
 
 
+def test_a_loop_counts_by_its_condition_if_nothing_is_known():
+    limit = """%limit = s32[] constant(7)
+  %i.1 = s32[] get-tuple-element(%p.1), index=0
+  ROOT %go = pred[] compare(%i.1, %limit), direction=LT"""
+    text = LOOP.replace("known_trip_count", "unknown").replace("ROOT %go = pred[] constant(true)", limit)
+    assert [launch.times for launch in hlo.launches(hlo.parse(text))] == [7, 7]
+
+
 def test_a_loop_of_unknown_length_counts_once():
     program = hlo.parse(LOOP.replace("known_trip_count", "unknown"))
     assert [launch.times for launch in hlo.launches(program)] == [1, 1]

@@ -5,10 +5,10 @@ from typing import Any
 
 import ml_collections
 
+from maml_jax.config.fields import BY_NAME
 from maml_jax.data import DATA_SETS
 from maml_jax.errors import ConfigError
 from maml_jax.experiment.method import METHODS
-from maml_jax.fields import BY_NAME
 from maml_jax.nn.norm import Normalization
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import ml_collections
 
-from maml_jax.checks import check_together
+from maml_jax.config.checks import check_together
+from maml_jax.config.fields import BY_NAME, FIELDS, check_value
+from maml_jax.config.rules import Same
 from maml_jax.errors import ConfigError, UserError
-from maml_jax.fields import BY_NAME, FIELDS, check_value
-from maml_jax.rules import Same
 
 Config = ml_collections.ConfigDict
 
@@ -34,8 +34,8 @@ def default() -> ml_collections.ConfigDict:
 
 def presets() -> Path:
     """The folder of the configurations that come with this library: in the package, or `configs/` in a checkout."""
-    packaged = Path(__file__).parent / "presets"
-    return packaged if packaged.is_dir() else Path(__file__).parents[1] / "configs"
+    packaged = Path(__file__).parents[1] / "presets"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "configs"
 
 
 def preset_names() -> list[str]:
@@ -158,14 +158,23 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 
 
 def load(path: Path) -> ml_collections.ConfigDict:
-    """Reads a file of `to_json`; fields that came into being since have their defaults.
+    """Reads a file of `to_json`; see `from_json`."""
+    try:
+        text = path.read_text()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    return from_json(text, path)
+
+
+def from_json(text: str, path: Path) -> ml_collections.ConfigDict:
+    """Reads what `to_json` wrote to a file; fields that came into being since have their defaults.
 
     Raises:
-      ConfigError: the file is missing or damaged, or holds a field that does not exist.
+      ConfigError: it is damaged, or holds a field that does not exist.
     """
     try:
-        stored = _flat(json.loads(path.read_text()))
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        stored = _flat(json.loads(text))
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     config = default()
     for name, value in stored.items():

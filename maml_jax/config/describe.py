@@ -1,14 +1,14 @@
 """The fields of a configuration in words: for `--help`, and for `configs/README.md`.
 
-After a change of the table, `python -m maml_jax.describe configs/README.md` brings its list up to date.
+After a change of the table, `python -m maml_jax.config.describe configs/README.md` brings its list up to date.
 """
 
 import sys
 import textwrap
 from pathlib import Path
 
-from maml_jax.fields import FIELDS, SECTIONS
-from maml_jax.rules import Field, Same
+from maml_jax.config.fields import FIELDS, SECTIONS
+from maml_jax.config.rules import Field, Same
 
 _WIDTH = 120
 _MARKS = ("<!-- fields: begin -->\n", "<!-- fields: end -->\n")

@@ -7,16 +7,8 @@ change when a run goes on, and the list of settings in `configs/README.md`.
 import functools
 from typing import Any
 
-from maml_jax import rules
-from maml_jax.data import DATA_SETS
-from maml_jax.data.augment import AUGMENTATIONS
-from maml_jax.experiment.method import METHODS
-from maml_jax.meta.rates import KINDS as RATES
-from maml_jax.nn.encoders import ENCODERS
-from maml_jax.nn.loss import LOSSES
-from maml_jax.nn.model import STARTS
-from maml_jax.parallel import BACKENDS
-from maml_jax.rules import (
+from maml_jax.config import rules
+from maml_jax.config.rules import (
     ADDRESS,
     ANY,
     FRACTION,
@@ -32,6 +24,14 @@ from maml_jax.rules import (
     one_of,
     one_of_or,
 )
+from maml_jax.data import DATA_SETS
+from maml_jax.data.augment import AUGMENTATIONS
+from maml_jax.experiment.method import METHODS
+from maml_jax.meta.rates import KINDS as RATES
+from maml_jax.nn.encoders import ENCODERS
+from maml_jax.nn.loss import LOSSES
+from maml_jax.nn.model import STARTS
+from maml_jax.parallel import BACKENDS
 
 SECTIONS = {
     "": "the run",
