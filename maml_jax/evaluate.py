@@ -137,13 +137,14 @@ class EachTask:
     Args:
       function: of meta-parameters, lasting statistics, an episode, and what is given beside it, to a pytree of arrays.
       backend: 'shard_map' or 'pmap'.
-      at_least: tasks of a call.
+      at_least: tasks of a call on a CPU; fewer tell more often how far it is.
     """
 
     def __init__(self, function: Callable[..., PyTree], backend: str = "shard_map", at_least: int = _TASKS_PER_CALL):
         self._devices = jax.devices()
-        per_call = self.per_call = -(-at_least // len(self._devices)) * len(self._devices)
         on_cpu = jax.default_backend() == "cpu"
+        wanted = at_least if on_cpu else _TASKS_PER_CALL
+        per_call = self.per_call = -(-wanted // len(self._devices)) * len(self._devices)
         at_once = None if on_cpu else per_call // len(self._devices)  # launches set the time on an accelerator
 
         def run(params, stats, tasks, beside, call):

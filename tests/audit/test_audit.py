@@ -107,9 +107,14 @@ def test_an_audit_goes_on_where_it_was(report, monkeypatch):
     again = audit(whole, protocol(whole), {}, folder)
     assert [label.split(", ")[1] for label in done] == ["adaptation", "label orders"]
     assert json.dumps(again, sort_keys=True) == json.dumps(made, sort_keys=True)
-    done.clear()
-    audit(whole, {**protocol(whole), "step": 7}, {}, folder)  # another model: all of it anew
-    assert len(done) == len(measures.measurements(whole, None))
+
+
+def test_what_was_measured_of_another_model_is_not_taken(report, monkeypatch):
+    whole, _, folder = report
+    monkeypatch.setattr(measures.EachTask, "__call__", lambda *_, **__: pytest.fail("measured"))
+    audit(whole, protocol(whole), {}, folder)
+    with pytest.raises(pytest.fail.Exception, match="measured"):
+        audit(whole, {**protocol(whole), "step": 7}, {}, folder)
 
 
 def test_a_planted_leak_fails_the_audit(tmp_path):
@@ -184,7 +189,7 @@ def test_the_command(cache, tmp_path, monkeypatch, capsys):
     c = config.default()
     c.data.image_size, c.model.encoder, c.model.width = 16, "tests.audit.test_audit:Leaky", 4
     c.model.norm = "metabn"
-    c.task.query, c.inner.steps, c.inner.encoder_rate, c.inner.head_rate = 2, 2, 0.1, 0.1
+    c.task.way, c.task.query, c.inner.steps, c.inner.encoder_rate, c.inner.head_rate = 3, 2, 2, 0.1, 0.1
     c.train.steps, c.train.tasks, c.train.report_every, c.train.validate_every = 2, 2, 2, 2
     c.train.validation_tasks, c.eval.tasks = 4, 8
     commands.train(c, tmp_path)
@@ -199,7 +204,7 @@ def test_the_command(cache, tmp_path, monkeypatch, capsys):
     assert made["transductive_gain"]["value"] == 0.0
     assert made["query_set_size"]["n_tasks"] == 4
     assert made["600_against_6000_tasks"]["many"]["n_tasks"] == 40
-    assert made["open_interval"]["n_tasks"] == 240  # 200 classes of 20 images give 3 to a task six times, five at once
+    assert made["open_interval"]["n_tasks"] == 300  # of 400 that there are images for
     assert made["training_split_tasks"]["n_tasks"] == 4
     whole = made["provenance"]
     assert {split: facts["classes"] for split, facts in whole["splits"].items()} == {
