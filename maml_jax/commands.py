@@ -12,6 +12,7 @@ from maml_jax import data, report, results
 from maml_jax import train as training
 from maml_jax.checkpoint import Checkpoints
 from maml_jax.config import Config
+from maml_jax.data.account import in_words
 from maml_jax.errors import ConfigError, DataError
 from maml_jax.evaluate import Evaluation, Evaluator
 from maml_jax.experiment import Experiment, stored_data
@@ -206,6 +207,12 @@ def prepare(config: Config, check: bool) -> None:
             f"mean {mean}  std {std}"
         )
     print(f"  images of {height} x {width} pixels, {channels} channel{'s' * (channels > 1)}; means of pixels in [0, 1]")
+    if report["split_rule"]:
+        print(f"  the split is {report['split_rule']}")
+    for line in in_words(report["left_out"]):
+        print(f"  left out: {line}")
+    for line in in_words(report["notes"]):
+        print(f"  note: {line}")
     for split, facts in report["splits"].items():
         if facts["published"] not in (None, facts["classes"]):
             say(

@@ -93,7 +93,7 @@ def experiment(model=None, tasks=None, optimizer=None, testing=None, **training)
         validation_tasks=10,
         checkpoint_every=5,
     )
-    test = Testing(split="test", tasks=10, steps=1, checkpoint="best", by_step=False, facts={})
+    test = Testing(split="test", tasks=10, steps=1, checkpoint="best", by_step=False, facts={}, data={})
     return Experiment(
         seed=0,
         method=method,
@@ -105,6 +105,7 @@ def experiment(model=None, tasks=None, optimizer=None, testing=None, **training)
         testing=test._replace(**testing or {}),
         devices=jax.devices()[:2],
         backend="shard_map",
+        stores={},
     )
 
 

@@ -1,17 +1,14 @@
-"""Evaluation: which tasks, which figures, and what is written of them."""
-
-import json
+"""Evaluation: which tasks, and which figures."""
 
 import jax
 import numpy as np
 import pytest
 
-from maml_jax import evaluate
 from maml_jax.data.sinusoid import SinusoidTasks
 from maml_jax.evaluate import Evaluation, Evaluator
 from maml_jax.nn.mlp import MLP
 from maml_jax.nn.model import learner
-from tests.helpers import assert_same, experiment, image_tasks, small
+from tests.helpers import experiment, image_tasks, small
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +60,7 @@ def test_by_step_is_an_evaluation_at_every_number_of_steps(kind):
         np.testing.assert_allclose(every.losses_by_step[:, steps], alone.losses, rtol=1e-5)
         if kind == "classification":
             np.testing.assert_array_equal(every.accuracies_by_step[:, steps], alone.accuracies)
+    np.testing.assert_array_equal(every.predictions, alone.predictions)
     assert len({tuple(column) for column in every.losses_by_step.T.tolist()}) == 3
     np.testing.assert_array_equal(every.losses, every.losses_by_step[:, 2])
     assert (every.accuracies is None) == (every.accuracies_by_step is None) == (kind == "regression")
@@ -89,28 +87,6 @@ def test_regression_is_judged_by_its_loss():
     assert evaluation.means.keys() == {"ci95", "loss"}
     assert str(evaluation) == "loss 4.0000 ± 4.9683"
     assert evaluation.arrays().keys() == {"losses"}
-
-
-def test_what_is_written(tmp_path):
-    """The figures, the protocol, and every task's; a figure that is no number is null."""
-    of = experiment(testing={"facts": {"way": 2, "norm": "batch"}, "steps": 3})
-    outcome = Evaluation(np.array([0.5, np.nan]), np.array([1.0, 0.5]), np.ones((2, 4)), np.ones((2, 4)))
-    evaluate.write(tmp_path, of, outcome, step=12)
-    report = json.loads((tmp_path / "eval.json").read_text())
-    assert report["protocol"] == {
-        "way": 2,
-        "norm": "batch",
-        "split": "test",
-        "inner_steps": 3,
-        "checkpoint": "best",
-        "step": 12,
-    }
-    assert report["accuracy"] == 0.75
-    assert report["loss"] is None
-    assert report["n_tasks"] == 2
-    assert [row["steps"] for row in report["by_step"]] == [0, 1, 2, 3]
-    with np.load(tmp_path / "eval_tasks.npz") as arrays:
-        assert_same(dict(arrays), outcome.arrays(), 0)
 
 
 def test_other_ways_than_in_training():

@@ -113,7 +113,8 @@ def _read_place(tree: Tree, place: str, files: Sequence[str], spelling: Spelling
         for split, file in found.items()
     }
     if listing:
-        account.rule = f"as the lists {', '.join(found.values())} have it"
+        several = len(found) > 1
+        account.rule = f"as the list{'s' * several} {', '.join(found.values())} {'have' if several else 'has'} it"
         account.used.update(found.values())
     return listing
 
@@ -175,13 +176,14 @@ def _refuse_if_list(tree: Tree, file: str, spelling: Spelling) -> None:
         return
     named = {name for text in texts if (name := spelling.class_folder(text))}
     images = {member for text in texts - named if is_image(text) and (member := spelling.image(text))}
-    total = len(spelling.classes())
-    if (1 < len(named) < total) or (images and len(images) < sum(map(len, spelling.classes().values()))):
+    total, in_classes = len(spelling.classes()), sum(map(len, spelling.classes().values()))
+    if (1 < len(named) < total) or (images and not len(images) >= in_classes > 0):
+        drawn = "; without lists, the split is drawn" if total else ""
         what = f"{len(named)} of {total} classes" if len(named) > 1 else f"{len(images)} images"
         raise DataError(
             f"{tree.path / file} looks like a list, since it names {what}, but does not say of which split: lists are "
-            "called train, val and test, or have a key or a column for the split; without lists, the split is drawn",
-            {"data.split": "random"},
+            f"called train, val and test, or have a key or a column for the split{drawn}",
+            {"data.split": "random"} if total else {},
         )
 
 

@@ -68,14 +68,13 @@ class Spelling:
         parts = path.split("/")
         if not path or ".." in parts:
             return None
-        for own in self._own:
-            if path.startswith(own):
-                return paths.exactly(path.removeprefix(own))
+        inside = next((path.removeprefix(own) for own in self._own if path.startswith(own)), path)
+        parts = inside.split("/")
         for i in range(len(parts)):  # without the folders of another place, the longest rest first
             for start in self._starts:
                 if found := paths.exactly(start + "/".join(parts[i:])):
                     return found
-        return paths.by_end(path)
+        return paths.by_end(inside)
 
     def class_of(self, member: str) -> str | None:
         """The class whose folder an image lies in."""

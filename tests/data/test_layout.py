@@ -264,3 +264,11 @@ def test_texts_that_are_not_used_are_counted(tmp_path):
     source = folder.source(root, 8)
     assert list(source.splits) == ["train", "test"]
     assert source.account.left_out.to_json()[folder.UNUSED_TEXTS]["count"] == 3
+
+
+def test_labels_without_a_split(tmp_path):
+    root = write(tmp_path, *(f"images/{i}.png" for i in range(6)))
+    (root / "labels.csv").write_text("\n".join(f"{i}.png,{'abc'[i // 2]}" for i in range(6)))
+    with pytest.raises(DataError, match=r"labels\.csv looks like a list, since it names 6 images") as caught:
+        dict(folder.source(root, 8).splits)
+    assert not caught.value.settings

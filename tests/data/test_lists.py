@@ -158,6 +158,7 @@ def test_a_column_for_the_split(root, column, file):
         lambda path, name: name,
         lambda path, name: f"images/{name}/",
         lambda path, name: f"./{name}",
+        lambda path, name: f"/home/me/birds/{name}/",
         lambda path, name: f"{path} {name}",
         lambda path, name: f"{path}\t{name}",
         lambda path, name: path,
