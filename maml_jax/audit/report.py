@@ -49,6 +49,10 @@ def _of(found):
     return _percent(found["value"]) + (f" ± {_percent(found['ci95'])}" if found["ci95"] is not None else "")
 
 
+def _of_loss(found):
+    return f"{found['value']:.4f} ± {found['ci95']:.4f}"
+
+
 def _table(*rows):
     head, *body = [[str(cell) for cell in row] for row in rows]
     lines = [head, ["---"] * len(head), *body]
@@ -133,17 +137,13 @@ def _order(m):
 
 
 def _few(m):
+    few, many = (_of(m[n]) if m["of"] == "accuracy" else _of_loss(m[n]) for n in ("few", "many"))
     return [
-        f"{m['few']['n_tasks']} tasks: {_number(m['few'])}; {m['many']['n_tasks']} tasks: {_number(m['many'])}. They "
+        f"{m['few']['n_tasks']} tasks: {few}; {m['many']['n_tasks']} tasks: {many}. They "
         f"{'agree' if m['agree'] else 'do not agree'} within the interval of the few; of all runs of as many tasks, "
         f"{_share(m['blocks_that_agree'])} do.",
         "![running mean](running.png)",
     ]
-
-
-def _number(found):
-    """An accuracy or a loss; only the first is at most 1."""
-    return _of(found) if found["value"] <= 1 else f"{found['value']:.4f} ± {found['ci95']:.4f}"
 
 
 def _open(m):
@@ -202,7 +202,7 @@ def _tail(m):
             *(_percent(f["tail"][c]) for c in columns),
             _of(f["calibration_error"]),
             _percent(f["confidence"]["value"]),
-            f"{f['negative_log_likelihood']['value']:.4f} ± {f['negative_log_likelihood']['ci95']:.4f}",
+            _of_loss(f["negative_log_likelihood"]),
         )
         for norm, f in m["by_norm"].items()
     ]

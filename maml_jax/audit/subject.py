@@ -28,7 +28,7 @@ VERSION = 1
 _QUERIES = 15  # per class, or as many as there are
 _SIZES = (1, 2, 5, _QUERIES)
 _LEAK_QUERIES = 10_000
-_ORDERED = 60
+_ORDERED = 100
 _USUAL = 600
 
 

@@ -58,9 +58,10 @@ def summarise(subject: Subject, figures: Figures) -> dict[str, dict[str, Any]]:
     else:
         made = {}
     made |= {
-        "600_against_6000_tasks": few_against_many(
-            protocol_scores(subject, figures["many_tasks"]), subject.counts.rows
-        ),
+        "600_against_6000_tasks": {
+            **few_against_many(protocol_scores(subject, figures["many_tasks"]), subject.counts.rows),
+            "of": "accuracy" if subject.classified else "loss",
+        },
         "adaptation": adaptation(subject, figures["adaptation"]),
         "tail_calibration": tail_calibration(subject, figures),
     }
