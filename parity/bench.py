@@ -251,7 +251,6 @@ class _Worker:
             **os.environ,
             "JAX_COMPILATION_CACHE_DIR": cache,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "TORCHINDUCTOR_CACHE_DIR": str(Path(cache) / "torch"),
         }
         self._side = side
         self._process = subprocess.Popen(

@@ -184,6 +184,6 @@ def _compiled(gradient: Gradient, params: Tensors, task: list[Tensor]) -> Gradie
     try:
         compiled(params, *task)
     except Exception as error:  # whatever of PyTorch's many parts, or the C++ compiler, it fails in
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
-        raise UnavailableError(f"torch.compile fails with {type(error).__name__}: {reason[:200]}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise UnavailableError(f"torch.compile fails with {type(error).__name__}: {reason}") from error
     return compiled
