@@ -81,10 +81,11 @@ def _reporting(work) -> int:
 def _add_bench(commands) -> None:
     from parity.bench import ROWS
 
-    command = commands.add_parser("bench", help="time and memory of a meta-step, against the PyTorch reference")
+    command = commands.add_parser("bench", help="time and memory of a meta-step, against PyTorch")
     command.add_argument("--rows", default=",".join(ROWS), help=f"comma-separated, of {', '.join(ROWS)}")
     command.add_argument("--repeats", type=int, default=7, help="turns timed on each side (default: 7)")
     command.add_argument("--json", action="store_true", help="print a list of objects")
+    command.add_argument("--list", action="store_true", help="print what the rows are, and measure nothing")
 
     def run(chosen):
         names = chosen.rows.split(",")
@@ -92,31 +93,47 @@ def _add_bench(commands) -> None:
             command.error(f"--rows {chosen.rows}: choose from {', '.join(ROWS)}")
         if chosen.repeats < 1:
             command.error("--repeats must be at least 1")
+        if chosen.list:
+            print(*(f"{name:30}{ROWS[name]}" for name in names), sep="\n")
+            return 0
         return _bench(names, chosen.repeats, chosen.json)
 
     command.set_defaults(run=run)
 
 
 def _bench(names: list[str], repeats: int, as_json: bool) -> int:
-    from parity.bench import ROWS, bench, machine
+    from parity.bench import UnavailableError, bench, machine
 
     if not as_json:
         print(f"{machine()}\nper meta-step, medians of {repeats} turns; memory above that after the imports")
         print(f"{'row':30}{'ours':>10}{'other':>10}{'speedup':>9}{'ours MiB':>10}{'other MiB':>11}  other", flush=True)
     results = []
     for name in names:
-        results += bench([name], repeats)
+        try:
+            results += bench([name], repeats)
+        except UnavailableError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         if not as_json:
-            r = results[-1]
-            print(
-                f"{name:30}{r['ours_seconds']:>9.3f}s{r['reference_seconds']:>9.3f}s{r['speedup']:>8.2f}x"
-                f"{r['ours_peak_mib']:>10.0f}{r['reference_peak_mib']:>11.0f}"
-                f"  {ROWS[name].against}",
-                flush=True,
-            )
+            print(*_bench_lines(results[-1]), sep="\n", flush=True)
     if as_json:
         print(json.dumps(results, indent=2))
     return 0
+
+
+def _bench_lines(result) -> list[str]:
+    """A row's figures against the fastest opponent; below them the others, and those that do not run here."""
+    ours, fastest = result["ours_seconds"], result["fastest"]
+
+    def line(name, mine, seconds, memory, other):
+        return f"{name:30}{mine:>10}{seconds:>9.3f}s{seconds / ours:>8.2f}x{memory}  {other}"
+
+    memory = f"{result['ours_peak_mib']:>10.0f}{result['reference_peak_mib']:>11.0f}"
+    lines = [line(result["name"], f"{ours:.3f}s", result["others"][fastest], memory, fastest)]
+    for name, seconds in sorted(result["others"].items(), key=lambda item: item[1])[1:]:
+        slower = f"{name}, {seconds / result['reference_seconds']:.2f} times {fastest}'s"
+        lines.append(line("", "", seconds, " " * len(memory), slower))
+    return lines + [f"{'':30}{name} not measured: {why}" for name, why in result["unavailable"].items()]
 
 
 def _add_limits(commands) -> None:

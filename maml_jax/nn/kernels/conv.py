@@ -27,20 +27,24 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from maml_jax.nn.kernels import conv_gpu, winograd
+from maml_jax.nn.kernels import conv_gpu
+from maml_jax.nn.kernels import winograd as winograd_form
 from maml_jax.nn.kernels.loop import sum_pieces
 from maml_jax.nn.kernels.winograd import Padding
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
-def conv(x: jax.Array, kernel: jax.Array, padding: str | Sequence[Sequence[int]] = "SAME") -> jax.Array:
+def conv(
+    x: jax.Array, kernel: jax.Array, padding: str | Sequence[Sequence[int]] = "SAME", winograd: bool = True
+) -> jax.Array:
     """Stride-1 two-dimensional convolution (cross-correlation, as deep learning has it).
 
     Args:
       x: images, `[batch, height, width, in_channels]`.
       kernel: `[window_height, window_width, in_channels, out_channels]`, of the same dtype.
       padding: 'SAME', 'VALID', or explicit zeros `((top, bottom), (left, right))`.
+      winograd: it and its derivatives may take the Winograd form, where that pays.
 
     Returns:
       `[batch, out_height, out_width, out_channels]`, where `out = in + padding - window + 1`.
@@ -56,10 +60,10 @@ def conv(x: jax.Array, kernel: jax.Array, padding: str | Sequence[Sequence[int]]
     out = [n + sum(p) - k + 1 for n, p, k in zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)]
     if min(out) < 1 or any(not 0 <= q < k for p, k in zip(padding, kernel.shape[:2], strict=True) for q in p):
         raise ValueError(f"padding {padding} does not fit images {x.shape} and kernel {kernel.shape}")
-    return _conv_p.bind(x[None], kernel[None], padding=padding, flipped=False)[0]
+    return _conv_p.bind(x[None], kernel[None], padding=padding, flipped=False, winograd=winograd)[0]
 
 
-def conv_same(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+def conv_same(x: jax.Array, kernel: jax.Array, stride: int = 1, winograd: bool = True) -> jax.Array:
     """Convolution of an odd square window with window // 2 zeros on every side, as PyTorch-MAML's layers have it.
 
     Every case is a stride-1 convolution, and so as closed under differentiation: with a window of one pixel, of those
@@ -69,6 +73,7 @@ def conv_same(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
       x: `[batch, height, width, in_channels]`.
       kernel: `[window, window, in_channels, out_channels]`, window odd.
       stride: 1 or 2.
+      winograd: see `conv`.
 
     Returns:
       `[batch, ceil(height / stride), ceil(width / stride), out_channels]`.
@@ -82,17 +87,16 @@ def conv_same(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
             f"conv_same wants a stride of 1 or 2 and an odd square window, got {stride} and {kernel.shape}"
         )
     if window == 1:
-        return conv(x[:, ::stride, ::stride], kernel)
+        return conv(x[:, ::stride, ::stride], kernel, winograd=winograd)
     if stride == 1:
-        return conv(x, kernel)
+        return conv(x, kernel, winograd=winograd)
     # The window starts window // 2 pixels before each even one; a row and column of zeros make its sides even.
     before, blocks = window // 2, (window + 1) // 2
     after = [2 * (-(-side // 2) + blocks - 1) - before - side for side in x.shape[1:3]]
     x = jnp.pad(x, [(0, 0), (before, after[0]), (before, after[1]), (0, 0)])
-    kernel = jnp.pad(kernel, [(0, 1), (0, 1), (0, 0), (0, 0)])
-    return conv(
-        _blocks_as_channels(x), _blocks_as_channels(kernel.transpose(3, 0, 1, 2)).transpose(1, 2, 3, 0), "VALID"
-    )
+    kernel = jnp.pad(kernel, [(0, 1), (0, 1), (0, 0), (0, 0)]).transpose(3, 0, 1, 2)
+    kernel = _blocks_as_channels(kernel).transpose(1, 2, 3, 0)
+    return conv(_blocks_as_channels(x), kernel, "VALID", winograd)
 
 
 def _blocks_as_channels(x):
@@ -118,14 +122,16 @@ _conv_p = Primitive("closed_conv")
 _wgrad_p = Primitive("closed_conv_wgrad")
 
 
-def _conv_abstract(x, kernel, *, padding, flipped):
+def _conv_abstract(x, kernel, *, padding, flipped, winograd):
+    del winograd
     (top, bottom), (left, right) = padding
     g, n, h, w, _ = x.shape
     _, kh, kw, *channels = kernel.shape
     return ShapedArray((g, n, h + top + bottom - kh + 1, w + left + right - kw + 1, channels[not flipped]), x.dtype)
 
 
-def _wgrad_abstract(x, y, *, padding):
+def _wgrad_abstract(x, y, *, padding, winograd):
+    del winograd
     return ShapedArray((x.shape[0], *_window(x, y, padding), x.shape[4], y.shape[4]), x.dtype)
 
 
@@ -137,25 +143,25 @@ def _complement(padding, window):
     return tuple((k - 1 - before, k - 1 - after) for (before, after), k in zip(padding, window, strict=True))
 
 
-def _conv_to_x(ct, x, kernel, *, padding, flipped):
+def _conv_to_x(ct, x, kernel, *, padding, flipped, **how):
     del x  # undefined: this is the cotangent with respect to it
-    return _conv_p.bind(ct, kernel, padding=_complement(padding, kernel.shape[1:3]), flipped=not flipped)
+    return _conv_p.bind(ct, kernel, padding=_complement(padding, kernel.shape[1:3]), flipped=not flipped, **how)
 
 
-def _conv_to_kernel(ct, x, kernel, *, padding, flipped):
+def _conv_to_kernel(ct, x, kernel, *, padding, flipped, **how):
     if flipped:
-        return _wgrad_p.bind(ct, x, padding=_complement(padding, kernel.aval.shape[1:3]))
-    return _wgrad_p.bind(x, ct, padding=padding)
+        return _wgrad_p.bind(ct, x, padding=_complement(padding, kernel.aval.shape[1:3]), **how)
+    return _wgrad_p.bind(x, ct, padding=padding, **how)
 
 
-def _wgrad_to_x(ct, x, y, *, padding):
+def _wgrad_to_x(ct, x, y, *, padding, **how):
     del x
-    return _conv_p.bind(y, ct, padding=_complement(padding, ct.shape[1:3]), flipped=True)
+    return _conv_p.bind(y, ct, padding=_complement(padding, ct.shape[1:3]), flipped=True, **how)
 
 
-def _wgrad_to_y(ct, x, y, *, padding):
+def _wgrad_to_y(ct, x, y, *, padding, **how):
     del y
-    return _conv_p.bind(x, ct, padding=padding, flipped=False)
+    return _conv_p.bind(x, ct, padding=padding, flipped=False, **how)
 
 
 def _conv_batch(args, dims, **how):
@@ -215,16 +221,16 @@ def _product(x, kernel, padding, flipped):
     return y.reshape(*x.shape[:3], -1)
 
 
-def _conv_cpu(x, kernel, *, padding, flipped):
-    fast = winograd.pays(x.dtype, kernel.shape[1:3], kernel.shape[3:], least=_WINOGRAD)
-    one = winograd.conv if fast else _product if kernel.shape[1:3] == (1, 1) else _conv_xla
+def _conv_cpu(x, kernel, *, padding, flipped, winograd=True):
+    fast = winograd and winograd_form.pays(x.dtype, kernel.shape[1:3], kernel.shape[3:], least=_WINOGRAD)
+    one = winograd_form.conv if fast else _product if kernel.shape[1:3] == (1, 1) else _conv_xla
     return _each_group(lambda x, kernel: one(x, kernel, padding, flipped), x, kernel)
 
 
-def _wgrad_cpu(x, y, *, padding):
+def _wgrad_cpu(x, y, *, padding, winograd=True):
     window = _window(x, y, padding)
-    if winograd.pays(x.dtype, window, (x.shape[4], y.shape[4]), least=_WINOGRAD):
-        return _each_group(lambda x, y: winograd.weight_gradient(x, y, padding), x, y)
+    if winograd and winograd_form.pays(x.dtype, window, (x.shape[4], y.shape[4]), least=_WINOGRAD):
+        return _each_group(lambda x, y: winograd_form.weight_gradient(x, y, padding), x, y)
     if window == (1, 1):
         flat = lambda a: a.reshape(-1, a.shape[-1])  # noqa: E731
         return _each_group(lambda x, y: (flat(x).T @ flat(y))[None, None], x, y)
@@ -247,13 +253,16 @@ def _each_group(one, *args):
     return lax.map(lambda a: one(*a), args)
 
 
-def _register(primitive, abstract, transposes, batch, default, cpu):
+def _register(primitive, abstract, transposes, batch, accelerator, cpu):
+    def default(x, y, *, winograd, **how):
+        del winograd
+        return accelerator(x, y, **how)
 
     def run(x, y, **how):
         kernels = {"cpu": cpu, "default": default}
         return lax.platform_dependent(x, y, **{name: functools.partial(k, **how) for name, k in kernels.items()})
 
-    primitive.def_impl(jax.jit(run, static_argnames=("padding", "flipped")))
+    primitive.def_impl(jax.jit(run, static_argnames=("padding", "flipped", "winograd")))
     primitive.def_abstract_eval(abstract)
     ad.defbilinear(primitive, *transposes)
     batching.primitive_batchers[primitive] = batch
