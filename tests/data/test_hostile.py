@@ -40,7 +40,7 @@ def prepare(tmp_path, monkeypatch, capsys):
     def run(name, size, *arguments):
         settings = {"name": name, "dir": tmp_path / "raw", "cache_dir": tmp_path / "cache", "image_size": size}
         flags = [f"--config.data.{field}={value}" for field, value in settings.items()]
-        status = cli.main(["prepare", *flags, *arguments], configs=ROOT / "configs")
+        status = cli.main(["prepare", *flags, *arguments])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
@@ -290,7 +290,7 @@ def test_prepare_says_what_there_is_and_checks_it(prepare, tmp_path):
     status, _, err = prepare("mini_imagenet", 16, "--check")
     assert status == 2
     assert "val.npy differs from its checksum" in err
-    assert cli.main(["train", "--check"], configs=ROOT / "configs") == 2
+    assert cli.main(["train", "--check"]) == 2
 
 
 SLOW = """
@@ -311,7 +311,7 @@ data.DATA_SETS["slow"] = data.DataSet("slow", lambda settings, root: source, "no
 for number in (signal.SIGTERM, signal.SIGINT):  # as launch.py does, and as a shell's background jobs lack
     signal.signal(number, signal.default_int_handler)
 flags = ["--config.data.name=slow", "--config.data.cache_dir=cache"]
-sys.exit(cli.main(["prepare", *flags], configs=Path(sys.argv[2]) / "configs"))
+sys.exit(cli.main(["prepare", *flags]))
 """
 
 
