@@ -272,7 +272,8 @@ def _stored(config: ml_collections.ConfigDict, name: str, bn_args: dict[str, Any
     """The dictionary that the original saves; without the state of an optimiser, which it would not find its way in."""
     learner, task = _learner(config), _task(config)
     features = convert.feature_shape(learner, config.data.image_size)
-    params, stats = learner.start(state.params, state.stats, task.support_x, task.support_y)  # with a head, if of zeros
+    start = jax.jit(learner.start)  # which draws no parameters to find what statistics are at first
+    params, stats = start(state.params, state.stats, task.support_x, task.support_y)  # with a head, if of zeros
     arrays = convert.to_torch(params, features)
     # It also keeps the statistics that each episode of a batch left, in layers where they are the episode's.
     for buffer, array in convert.to_torch(stats, features).items():

@@ -23,8 +23,9 @@ replace = dataclasses.replace
 
 
 def of_class(kind, right, **more):
-    """The fields of a dataclass in one of another kind."""
-    return kind(**{field.name: getattr(right, field.name) for field in dataclasses.fields(right)}, **more)
+    """A dataclass of another kind with the same fields, as far as it has them."""
+    same = {field.name: getattr(right, field.name) for field in dataclasses.fields(kind) if hasattr(right, field.name)}
+    return kind(**same | more)
 
 
 def both(port, change):
@@ -213,12 +214,14 @@ class Forward(Maml):
         return jax.tree.map(jnp.zeros_like, params), result
 
 
-class Unadapted(Maml):
-    """Answers by the parameters that adaptation would start from."""
+class Silent(FlaxLearner):
+    """Computes nothing."""
 
-    def adapted(self, params, stats, support_x, support_y, *_):
-        adapted, fixed, stats = self.inner.start(self.learner, params, stats, support_x, support_y)
-        return tree.merge(adapted, fixed), stats, jnp.zeros(0)
+    def start(self, params, stats, support_x, support_y):
+        return params, stats
+
+    def apply(self, params, stats, x, phase):
+        return params["head"]["bias"] * jnp.zeros((len(x), 1)), stats
 
 
 def without_gradient(port):
@@ -226,7 +229,7 @@ def without_gradient(port):
 
 
 def without_evaluation(port):
-    return replace(port, tested=of_class(Unadapted, port.tested))
+    return replace(port, tested=replace(port.tested, learner=of_class(Silent, port.tested.learner)))
 
 
 # Layouts

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from maml_jax import tree
 from maml_jax.config import default
 from maml_jax.experiment.method import build_learner
+from maml_jax.meta.learner import Phase
 from maml_jax.nn.norm import Normalization
 from parity import convert
 from parity.reference import ENCODERS, ModelSpec, init_params, init_stats
@@ -38,13 +39,9 @@ def build(encoder, norm="batch"):
 @functools.cache
 def shapes(encoder, norm="batch"):
     """Of the parameters, and of all statistics by their collection."""
-    learner, image = build(encoder, norm), jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), np.float32)
-
-    def start(image):
-        params, lasting = learner.init(jax.random.key(0), image)
-        return learner.start(params, lasting, image, None)
-
-    return jax.eval_shape(start, image)
+    module, image = build(encoder, norm).module, jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), np.float32)
+    variables = dict(jax.eval_shape(lambda image: module.init(jax.random.key(0), image, Phase()), image))
+    return variables.pop("params"), variables
 
 
 def features(encoder):

@@ -69,7 +69,7 @@ def assert_passes(case, **compiler_options):
 QUICKLY = {"xla_backend_optimization_level": 0}
 
 
-@settings(max_examples=6, **SETTINGS)
+@settings(max_examples=4, **SETTINGS)
 @given(options(["convnet4"], n_step=st.integers(1, 2), eval_steps=st.integers(1, 2), encoder_lr=st.just(0.05)))
 def test_options(drawn):
     """Without `jit`: all share their shapes, with the mutations and the methods too; an operation is compiled once."""

@@ -26,18 +26,20 @@ MIXED = {"conv1": "episodic", "conv2": "global", "conv3": "episodic", "conv4": "
 RICH = {"momentum": 0.5, "weight_decay": 0.1, "temp": 2.0, "learn_temp": True, "frozen": ("conv2.bn",)}
 # By name: options of `make_case`. No more steps than it takes, in training and in evaluation.
 CASES = {
-    "first_order": RICH | {"first_order": True},
+    "statistics": RICH | {"norm": MIXED, "first_order": True},
+    "rule": RICH | {"first_order": True},
     "two_steps": RICH | {"first_order": True, "n_step": 2},
-    "second_order": {},
+    "second_order": {"norm": MIXED},
     "zero_head": {"reset_classifier": True},
-    "two_episodes": {"first_order": True, "episodes": 2, "outer": OuterArgs("sgd", 0.1, 0.1, 2)},
+    "two_episodes": {"norm": MIXED, "first_order": True, "episodes": 2},
+    "two_updates": {"norm": MIXED, "first_order": True, "episodes": 2, "outer": OuterArgs("sgd", 0.1, 0.1, 2)},
 }
 FORWARD = {"logits_train", "loss_train", "logits_eval", "buffer"}  # what takes no meta-gradient
 
 
 @functools.cache
 def case(name):
-    common = {"norm": MIXED, "image_size": 32, "episodes": 1, "n_step": 1, "eval_steps": 1}
+    common = {"image_size": 32, "episodes": 1, "n_step": 1, "eval_steps": 1}
     return make_case(name, **(common | CASES[name]))
 
 
@@ -54,54 +56,56 @@ def failures(name, quantities, change=lambda port: port):
     return {result.quantity for result in results if not result.passed} & quantities
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", sorted(CASES.keys() - {"two_episodes"}))  # which another one goes beyond
 def test_the_port_passes(name):
     everything = FORWARD | {"grad", "gradnorm", "outer_losses", "outer_final"}
     assert failures(name, FORWARD if name == "zero_head" else everything) == set()
 
 
 def test_parts_of_ones_own_pass():
-    """They are wrong for what they change, and not for being others."""
-    assert failures("first_order", FORWARD, mutations.norm) == set()
-    assert failures("first_order", FORWARD, mutations.own_learner) == set()
-    right = lambda momentum, decay: [optax.add_decayed_weights(decay), optax.trace(momentum)]  # noqa: E731
-    assert failures("first_order", FORWARD, lambda port: inner_mutations.rule(port, right)) == set()
+    """Mutations are wrong for what they change, and not for being others."""
+
+    def change(port):
+        right = lambda momentum, decay: [optax.add_decayed_weights(decay), optax.trace(momentum)]  # noqa: E731
+        return mutations.own_learner(mutations.norm(inner_mutations.rule(port, right)))
+
+    assert failures("statistics", FORWARD, change) == set()
 
 
 # Each mutation, the case that it must fail, and quantities that must show it.
 MUTATIONS = [
-    (mutations.biased_running_variance, "first_order", {"buffer", "logits_train"}),
-    (mutations.unbiased_batch_variance, "first_order", {"logits_train"}),
-    (mutations.another_epsilon, "first_order", {"logits_train", "logits_eval"}),
-    (mutations.running_statistics_move_by_nine_tenths, "first_order", {"buffer"}),
-    (mutations.gradient_through_running_statistics, "first_order", {"grad"}),
-    (mutations.running_statistics_never_move, "first_order", {"buffer"}),
-    (mutations.query_normalised_by_its_own_batch, "first_order", {"logits_train"}),
+    (mutations.biased_running_variance, "statistics", {"buffer", "logits_train"}),
+    (mutations.unbiased_batch_variance, "statistics", {"logits_train"}),
+    (mutations.another_epsilon, "statistics", {"logits_train", "logits_eval"}),
+    (mutations.running_statistics_move_by_nine_tenths, "statistics", {"buffer"}),
+    (mutations.gradient_through_running_statistics, "statistics", {"grad"}),
+    (mutations.running_statistics_never_move, "statistics", {"buffer"}),
+    (mutations.query_normalised_by_its_own_batch, "statistics", {"logits_train"}),
     (mutations.evaluation_by_batch_moments_in_global_layers, "second_order", {"logits_eval"}),
-    (mutations.training_by_running_statistics_in_global_layers, "first_order", {"logits_train", "buffer"}),
-    (mutations.episodic_statistics_never_reset, "two_episodes", {"outer_losses"}),
+    (mutations.training_by_running_statistics_in_global_layers, "statistics", {"logits_train", "buffer"}),
+    (mutations.episodic_statistics_never_reset, "two_updates", {"outer_losses"}),
     (mutations.global_statistics_of_the_last_episode, "two_episodes", {"buffer"}),
-    (mutations.global_statistics_start_anew_at_each_step, "two_episodes", {"outer_losses"}),
-    (inner_mutations.decay_skipped, "first_order", {"logits_train"}),
+    (mutations.global_statistics_start_anew_at_each_step, "two_updates", {"outer_losses"}),
+    (inner_mutations.decay_skipped, "rule", {"logits_train"}),
     (inner_mutations.decay_beside_the_momentum, "two_steps", {"logits_train"}),
-    (inner_mutations.decay_not_on_normalisation, "first_order", {"logits_train"}),
+    (inner_mutations.decay_not_on_normalisation, "rule", {"logits_train"}),
     (inner_mutations.momentum_skipped, "two_steps", {"logits_train"}),
-    (inner_mutations.momentum_of_nesterov, "first_order", {"logits_train"}),
-    (inner_mutations.momentum_dampened, "first_order", {"logits_train"}),
-    (inner_mutations.momentum_buffer_not_reset, "first_order", {"logits_train"}),
-    (inner_mutations.first_order_detaches_the_decay_too, "first_order", {"grad"}),
+    (inner_mutations.momentum_of_nesterov, "rule", {"logits_train"}),
+    (inner_mutations.momentum_dampened, "rule", {"logits_train"}),
+    (inner_mutations.momentum_buffer_not_reset, "rule", {"logits_train"}),
+    (inner_mutations.first_order_detaches_the_decay_too, "rule", {"grad"}),
     (inner_mutations.first_order_detaches_the_momentum_too, "two_steps", {"grad"}),
     (inner_mutations.first_order_instead_of_second, "second_order", {"grad"}),
-    (inner_mutations.second_order_instead_of_first, "first_order", {"grad"}),
-    (inner_mutations.frozen_parameters_adapt, "first_order", {"logits_train"}),
-    (inner_mutations.frozen_parameters_are_not_meta_learned, "first_order", {"grad"}),
-    (inner_mutations.temperature_adapts, "first_order", {"logits_train"}),
-    (inner_mutations.rates_swapped, "first_order", {"logits_train"}),
-    (mutations.one_step_more, "first_order", {"logits_train", "buffer"}),
-    (inner_mutations.support_loss_summed, "first_order", {"logits_train"}),
+    (inner_mutations.second_order_instead_of_first, "rule", {"grad"}),
+    (inner_mutations.frozen_parameters_adapt, "rule", {"logits_train"}),
+    (inner_mutations.frozen_parameters_are_not_meta_learned, "rule", {"grad"}),
+    (inner_mutations.temperature_adapts, "rule", {"logits_train"}),
+    (inner_mutations.rates_swapped, "rule", {"logits_train"}),
+    (mutations.one_step_more, "statistics", {"logits_train", "buffer"}),
+    (inner_mutations.support_loss_summed, "rule", {"logits_train"}),
     (mutations.head_of_ones_instead_of_zeros, "zero_head", {"logits_eval"}),
-    (mutations.head_layout_not_permuted, "first_order", {"logits_train"}),
-    (mutations.kernels_mirrored, "first_order", {"logits_train"}),
+    (mutations.head_layout_not_permuted, "rule", {"logits_train"}),
+    (mutations.kernels_mirrored, "rule", {"logits_train"}),
     (mutations.meta_gradient_summed_over_tasks, "two_episodes", {"grad"}),
 ]
 
