@@ -1,6 +1,8 @@
 """Shared by all tests: short compiles, one cache, and exact arithmetic where asked for."""
 
 import os
+import urllib.error
+import urllib.request
 
 # Compiling is what tests spend their time on. Without optimisations, and with XLA's older way to write machine code, it
 # takes a third of it.
@@ -40,3 +42,24 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def _no_network(*_, **__):
+    raise urllib.error.URLError("no network in tests")
+
+
+@pytest.fixture
+def launch(cache, monkeypatch, capsys, tmp_path):
+    """Runs the command line in this process, from an empty folder; gives status, output and messages."""
+    from maml_jax import cli
+
+    monkeypatch.setenv("MAML_JAX_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(urllib.request, "urlopen", _no_network)
+
+    def run(*arguments):
+        status = cli.main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run

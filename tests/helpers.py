@@ -25,6 +25,20 @@ from maml_jax.nn.model import FlaxLearner, learner
 from maml_jax.nn.norm import Normalization
 
 ROOT = Path(__file__).parents[1]
+TINY = [  # a run of seconds
+    "--config.model.width=2",
+    "--config.data.image_size=16",
+    "--config.train.steps=4",
+    "--config.train.tasks=2",
+    "--config.train.report_every=2",
+    "--config.train.validate_every=2",
+    "--config.train.validation_tasks=5",
+    "--config.train.checkpoint_every=2",
+    "--config.eval.tasks=30",
+    "--config.eval.query=2",
+    "--config.eval.steps=1",
+    "--config.task.query=2",
+]
 
 
 def assert_same(actual, expected, tolerance=1e-12):

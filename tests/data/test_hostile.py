@@ -6,16 +6,11 @@ import io
 import os
 import pickle
 import re
-import signal
-import subprocess
-import sys
-import time
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-import requests
 from PIL import Image
 
 from maml_jax import cli
@@ -23,28 +18,6 @@ from tests.data import test_cifar, test_folder, test_mini_imagenet, test_tiered_
 from tests.data.test_archive import write_tar
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def prepare(tmp_path, monkeypatch, capsys):
-    """Runs `prepare` on `tmp_path/raw`, from an empty folder; gives status, output and messages."""
-
-    def refuse(*_, **__):
-        raise requests.ConnectionError("no network in tests")
-
-    (tmp_path / "raw").mkdir()
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(requests, "get", refuse)
-
-    def run(name, size, *arguments):
-        settings = {"name": name, "dir": tmp_path / "raw", "cache_dir": tmp_path / "cache", "image_size": size}
-        flags = [f"--config.data.{field}={value}" for field, value in settings.items()]
-        status = cli.main(["prepare", *flags, *arguments])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 class Touch:
@@ -291,83 +264,3 @@ def test_prepare_says_what_there_is_and_checks_it(prepare, tmp_path):
     assert status == 2
     assert "val.npy differs from its checksum" in err
     assert cli.main(["train", "--check"]) == 2
-
-
-SLOW = """
-import functools, signal, sys, time
-import numpy as np
-from pathlib import Path
-from maml_jax import cli, data
-from maml_jax.data.source import ClassImages, Source
-
-def load(c):
-    Path("begun").touch()
-    time.sleep(0.02)
-    return np.full((1, 16, 16, 3), c, np.uint8)
-
-classes = [ClassImages(str(c), 1, functools.partial(load, c)) for c in range(int(sys.argv[1]))]
-source = Source("slow", {}, (16, 16, 3), {"train": classes})
-data.DATA_SETS["slow"] = data.DataSet("slow", lambda settings, root: source, "no terms")
-for number in (signal.SIGTERM, signal.SIGINT):  # as launch.py does, and as a shell's background jobs lack
-    signal.signal(number, signal.default_int_handler)
-flags = ["--config.data.name=slow", "--config.data.cache_dir=cache"]
-sys.exit(cli.main(["prepare", *flags]))
-"""
-
-
-def start(folder, classes):
-    command = [sys.executable, "-c", SLOW, str(classes), str(ROOT)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def start_and_stop(folder, number):
-    process = start(folder, 100_000)
-    for _ in range(6000):
-        if (folder / "begun").exists():
-            break
-        time.sleep(0.02)
-    process.send_signal(number)
-    return process, process.communicate(timeout=120)[1]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted(tmp_path, number):
-    process, err = start_and_stop(tmp_path, number)
-    assert process.returncode == 130, err
-    assert err.strip() == "interrupted"
-    assert [path.name for path in tmp_path.iterdir()] == ["begun"]
-
-
-def test_killed(tmp_path):
-    start_and_stop(tmp_path, signal.SIGKILL)
-    (left,) = (tmp_path / "cache" / "stores").iterdir()
-    assert left.name.startswith(".slow-")
-    process = start(tmp_path, 20)  # the same data set, for all that its name and fingerprint say
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    (store,) = (tmp_path / "cache" / "stores").iterdir()
-    assert store.name.startswith("slow-")
-
-
-def test_twice_at_once(tmp_path):
-    processes = [start(tmp_path, 20) for _ in range(2)]
-    outputs = [process.communicate(timeout=600) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert outputs[0][0] == outputs[1][0]
-    assert len(list((tmp_path / "cache" / "stores").iterdir())) == 1
-
-
-def test_png_bomb(prepare, tmp_path):
-    """An image that claims to be enormous is refused before it takes the memory."""
-    root = test_folder.write_classes(tmp_path / "raw")
-    header = io.BytesIO()
-    Image.new("1", (1, 1)).save(header, "PNG")
-    bomb = bytearray(header.getvalue())
-    bomb[16:24] = (60000).to_bytes(4, "big") * 2
-    (root / "bee" / "bee0.png").write_bytes(bomb)
-    status, _, err = prepare("folder", 16)
-    assert status == 2
-    assert "cannot read the image bee/bee0.png" in err

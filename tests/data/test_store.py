@@ -1,7 +1,5 @@
-import io
 import json
 import os
-import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -11,7 +9,6 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from maml_jax import progress
 from maml_jax.data import staging, store
 from maml_jax.data.source import ClassImages, LazySplits, Source, stamp
 from maml_jax.errors import DataError
@@ -285,23 +282,6 @@ def test_header_of_another_shape(built):
 def test_missing_split(built):
     with pytest.raises(DataError, match="has no split 'val'; it has train, test"):
         store.open_store(built, "val")
-
-
-def test_progress_on_a_pipe(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", -1)
-    store.build(make_source(), tmp_path)
-    assert "building toy: train, 1 of 2 classes" in capsys.readouterr().err
-    store.build(make_source(version=2), tmp_path, progress=False)
-    assert capsys.readouterr().err == ""
-
-
-def test_progress_on_a_terminal(tmp_path, monkeypatch):
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    store.build(make_source(), tmp_path)
-    assert "building toy: train" in terminal.getvalue()
 
 
 def test_stamp_changes_with_the_file(tmp_path):
