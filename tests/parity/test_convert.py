@@ -37,7 +37,7 @@ def build(encoder, norm="batch"):
 
 
 @functools.cache
-def shapes(encoder, norm="batch"):
+def shapes(encoder, norm="global"):
     """Of the parameters, and of all statistics by their collection."""
     module, image = build(encoder, norm).module, jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), np.float32)
     variables = dict(jax.eval_shape(lambda image: module.init(jax.random.key(0), image, Phase()), image))
@@ -56,7 +56,7 @@ def numbered(like):
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
-@pytest.mark.parametrize("norm", MODES)
+@pytest.mark.parametrize("norm", ["episodic", "global"])  # `batch` has the same parameters, and no statistics
 def test_there_and_back_is_exact(encoder, norm):
     for like in shapes(encoder, norm):
         ours = numbered(like)
@@ -73,7 +73,7 @@ def test_names_and_shapes_are_the_references(encoder):
     spec = ModelSpec(encoder, 3, 32, "global", 2.0, True, width=4)
     params = init_params(spec, torch.Generator())
     expected = params | init_stats(spec, params)
-    likes = shapes(encoder, "global")
+    likes = shapes(encoder)
     ours = {n: a for like in likes for n, a in convert.to_torch(numbered(like), features(encoder)).items()}
     assert {n: a.shape for n, a in ours.items()} == {n: tuple(a.shape) for n, a in expected.items()}
 
