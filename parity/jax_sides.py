@@ -77,7 +77,8 @@ def _start_ours(row: Row, piece: int | None = None, conv: Callable | None = None
 def _episodes(row: Row):
     from maml_jax.episode import Episode
 
-    return Episode(*images(row, channels_first=False))
+    narrow = {np.dtype(np.int64): np.int32}  # the labels: JAX has no more
+    return Episode(*(a.astype(narrow.get(a.dtype, a.dtype)) for a in images(row, channels_first=False)))
 
 
 def steps(row: Row, **how) -> Side:

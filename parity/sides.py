@@ -53,28 +53,25 @@ def _first_start(row: Row, warm: bool) -> Side:
 
     Args:
       row: of the benchmark.
-      warm: an earlier process has left its compiled programs; else there are none.
+      warm: an earlier process has left its compiled programs where JAX_COMPILATION_CACHE_DIR says; else there are none.
 
     Returns:
       A side whose `peak_mib` is all that such a process has had resident at most.
     """
-    kept = tempfile.TemporaryDirectory()
     command = [sys.executable, "-m", "parity.sides", "ours", to_json(dataclasses.replace(row, turn=1))]
 
-    def start(cache):
-        environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
-        subprocess.run(command, input="turn\n", env=environment, stdout=subprocess.DEVNULL, text=True, check=True)
+    def start(**environment):
+        told = {**os.environ, **environment}
+        subprocess.run(command, input="turn\n", env=told, stdout=subprocess.DEVNULL, text=True, check=True)
 
-    def turn():
-        if warm:
-            start(kept.name)
-            return
+    def start_cold():
         with tempfile.TemporaryDirectory() as empty:
-            start(empty)
+            start(JAX_COMPILATION_CACHE_DIR=empty)
 
     if warm:
-        turn()
-    return Side(turn, lambda: resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
+        start()
+    peak = lambda: resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # noqa: E731
+    return Side(start if warm else start_cold, peak)
 
 
 def _jax(name: str, **how) -> Callable[[Row], Side]:

@@ -5,9 +5,17 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 
+from maml_jax.meta.learner import Pass, Phase
+from maml_jax.nn.classifier import Classifier
+from maml_jax.nn.encoders import encoder
+from maml_jax.nn.head import LinearHead
+from maml_jax.nn.kernels.conv import conv_same
+from maml_jax.nn.model import learner
 from parity import bench, jax_sides, reference, sides, torch_sides
 from parity.__main__ import _bench_lines, main
 from parity.bench import ROWS, Row
@@ -117,6 +125,42 @@ def test_what_does_not_compile_or_is_not_written_is_said_in_a_line(monkeypatch):
         sides.SIDES["torch_compiled"](TINY)
     with pytest.raises(bench.UnavailableError, match="resnet12"):
         sides.SIDES["torch_func"](dataclasses.replace(TINY, encoder="resnet12"))
+
+
+# Networks
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_functorchs_network_is_the_same_in_flax():
+    row = dataclasses.replace(ROWS["functorch_omniglot"], side=22, width=8)
+    torch.manual_seed(0)
+    net = torch_sides.network(row)
+    x = np.random.default_rng(0).random((4, 22, 22, 1), np.float32)
+    model = learner(Classifier(encoder(row.encoder, row.width), LinearHead(row.way)))
+    params, stats = model.init(jax.random.key(0), x)
+    *blocks, head = [m for m in net if list(m.parameters())]
+    with torch.no_grad():
+        for i, (conv, norm) in enumerate(zip(blocks[::2], blocks[1::2], strict=True), start=1):
+            norm.weight.uniform_(-1, 1)
+            params["encoder"][f"block{i}"] = {
+                "conv": {"kernel": conv.weight.numpy().transpose(2, 3, 1, 0), "bias": conv.bias.numpy()},
+                "norm": {"scale": norm.weight.numpy(), "bias": norm.bias.numpy()},
+            }
+        params["head"] = {"kernel": head.weight.numpy().T, "bias": head.bias.numpy()}
+        expected = net(torch.as_tensor(x).permute(0, 3, 1, 2)).numpy()
+    np.testing.assert_allclose(model.apply(params, stats, x, Phase(Pass.QUERY))[0], expected, atol=1e-5)
+
+
+def test_without_the_winograd_form_no_derivative_takes_it():
+    x, kernel = jnp.ones((1, 8, 8, 64)), jnp.ones((3, 3, 64, 64))
+
+    def convolutions(winograd):
+        once = lambda x, k: jnp.sum(conv_same(x, k, winograd=winograd) ** 2)  # noqa: E731
+        twice = lambda x, k: sum(jnp.sum(g**2) for g in jax.grad(once, (0, 1))(x, k))  # noqa: E731
+        return jax.jit(jax.grad(twice, (0, 1))).lower(x, kernel).as_text().count("stablehlo.convolution")
+
+    assert convolutions(True) == 0
+    assert convolutions(False) > 0
 
 
 # What is reported
