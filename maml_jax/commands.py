@@ -19,6 +19,7 @@ from maml_jax.experiment import Experiment, stored_data
 from maml_jax.experiment.transfer import for_data
 from maml_jax.files import write_whole
 from maml_jax.meta.step import MetaState
+from maml_jax.models.start import begin_from
 from maml_jax.progress import say, silence
 
 
@@ -37,8 +38,15 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         write_whole(stored, lambda file: file.write(config_lib.to_json(config).encode()))
-    training.train(experiment, workdir)
+    training.train(experiment, workdir, _begun(config, experiment, workdir))
     return _evaluate(experiment, restore(experiment, workdir), workdir)
+
+
+def _begun(config: Config, experiment: Experiment, workdir: Path) -> MetaState | None:
+    """Where a training starts that is to start from another's end; None if it is not, or has begun."""
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        begun = checkpoints.latest_step("latest") is not None
+    return None if begun or not config.train.start else begin_from(config.train.start, experiment.fresh_state())
 
 
 def evaluate(config: Config, workdir: Path) -> Evaluation | None:
@@ -132,7 +140,16 @@ def _start(config: Config, workdir: Path, trained: Config | None = None) -> Expe
         f"jax {jax.__version__} on {len(jax.devices())} {jax.devices()[0].device_kind} device(s), "
         f"work directory {workdir}"
     )
+    _say_what_surprises(experiment)
     return experiment
+
+
+def _say_what_surprises(experiment: Experiment) -> None:
+    used, there, tasks = len(experiment.devices), len(jax.devices()), experiment.training.tasks
+    if experiment.tasks is not None and used < there:
+        say(f"{used} of the {there} devices take part in training, which share train.tasks={tasks} evenly")
+    if jax.config.jax_enable_x64:
+        say("JAX_ENABLE_X64 is set: images, parameters and results are float32 all the same")
 
 
 def start_jax(parallel: Config) -> None:

@@ -71,7 +71,7 @@ def run_steps(
     return state, lax.pmean(log, AXIS)
 
 
-def train(experiment: Experiment, workdir: Path) -> MetaState:
+def train(experiment: Experiment, workdir: Path, start: MetaState | None = None) -> MetaState:
     """Trains until `training.steps`, from the latest checkpoint in the work directory if there is one.
 
     Writes `metrics.jsonl`, TensorBoard events and checkpoints. The result is the same whether or not it was
@@ -80,6 +80,7 @@ def train(experiment: Experiment, workdir: Path) -> MetaState:
     Args:
       experiment: what to train, with tasks.
       workdir: an existing folder.
+      start: what a training that has no checkpoint yet starts from; None for a fresh state.
 
     Returns:
       The state that training ended with.
@@ -87,17 +88,17 @@ def train(experiment: Experiment, workdir: Path) -> MetaState:
     Raises:
       Interrupted: SIGINT or SIGTERM came; the steps taken are in the latest checkpoint.
     """
-    state, t = experiment.fresh_state(), experiment.training
+    state, t = start or experiment.fresh_state(), experiment.training
     with Checkpoints(workdir / "checkpoints") as checkpoints, _StopSignal() as stop:
         resumed = checkpoints.latest_step("latest")
         if resumed is not None:
             state = checkpoints.restore("latest", state)
             say(f"continuing at meta-step {resumed} of {t.steps}")
-        start = resumed or 0
+        first = resumed or 0
         with (
-            MetricsWriter(workdir, start) if jax.process_index() == 0 else NoMetrics() as metrics,
-            Feed(experiment.tasks, experiment.devices, t.tasks, start, t.steps, t.report_every) as feed,
-            Meter("training", t.steps, "meta-steps", start, lines=False) as meter,
+            MetricsWriter(workdir, first) if jax.process_index() == 0 else NoMetrics() as metrics,
+            Feed(experiment.tasks, experiment.devices, t.tasks, first, t.steps, t.report_every) as feed,
+            Meter("training", t.steps, "meta-steps", first, lines=False) as meter,
         ):
             return _Run(experiment, feed, checkpoints, metrics, meter, stop).take(state)
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-PYTORCH = ("reference", "torch_func", "torch_compiled")
+PYTORCH = ("reference", "torch_func")
 _NOTHING_KEPT = {"reference", "torch_func", "torch_vmap", "start_warm", "start_cold"}  # sides that compile for no other
 
 
@@ -99,6 +99,7 @@ _PLAIN = ("reference",)
 
 ROWS = {
     "convnet4_84_1shot": Row(),
+    "convnet4_84_1shot_compiled": Row(against=("torch_compiled",), shows="torch.compile, which itself takes minutes"),
     "convnet4_84_5shot": Row(shot=5),
     "convnet4_84_first_order": Row(first_order=True, shows="FOMAML"),
     "convnet4_84_1shot_one_device": Row(devices=1, shows="without a device per core"),
@@ -114,7 +115,7 @@ ROWS = {
         tasks=32,
         frozen=False,
         turn=1,
-        against=("torch_func", "torch_vmap", "torch_compiled"),
+        against=("torch_func", "torch_vmap"),
         shows="functorch's example",
     ),
     "cifar_32": Row(side=32),

@@ -158,6 +158,7 @@ FIELDS = (
         "the rule of an inner step, with PyTorch's constants",
     ),
     tied("inner.epsilon", 1e-8, at_least(1e-18), "ε of rmsprop and adam, which divide by √(v + ε²)"),
+    tied("inner.clip", 0.0, at_least(0), "inner gradients are clipped to [-clip, clip], entry by entry; 0: not at all"),
     tied("inner.weight_decay", 0.0, at_least(0), "times each adapted tensor is added to its gradient"),
     tied("inner.fixed", "", PATTERN, "parameters whose name contains it are meta-learned but do not adapt; '' is none"),
     tied(
@@ -212,6 +213,7 @@ FIELDS = (
     free("outer.factor", 0.1, POSITIVE, "for schedule=step: what the rate is multiplied by"),
     free("outer.period", 1, at_least(1), "meta-steps between changes of the rate; 200 is the original's epoch"),
     # train
+    tied("train.start", "", ANY, "what training starts from: a work directory, an exported model; '' is a fresh start"),
     free("train.steps", 10_000, at_least(0), "meta-steps; tied to the run if schedule=cosine"),
     tied("train.tasks", 4, at_least(1), "tasks per meta-step"),
     tied(

@@ -82,11 +82,12 @@ def build_inner(config: ml_collections.ConfigDict) -> InnerLoop:
         "adam": lambda: optax.scale_by_adam(b1=0.9, b2=0.999, eps=0.0, eps_root=root),
     }
     initial = {"encoder": c.encoder_rate, "head": c.head_rate}
+    rule = descent(directions[c.optimizer](), initial, c.weight_decay)
     rates = None
     if c.learn_rates != "none":
         rates = LearnedRates(c.learn_rates, initial, c.steps if c.rates_per_step else 0, c.positive_rates)
     return InnerLoop(
-        optimizer=descent(directions[c.optimizer](), initial, c.weight_decay),
+        optimizer=optax.chain(optax.clip(c.clip), rule) if c.clip else rule,
         is_adapted=all_but("|".join(filter(None, ("^head/temperature$", c.fixed)))),
         first_order=c.first_order,
         checkpoint=c.checkpoint,
