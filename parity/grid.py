@@ -40,9 +40,9 @@ def make_case(
       norm: a mode for all layers, or for each block by the reference's name of it.
       temp: factor on the logits.
       learn_temp: make it a parameter.
-      way: classes per episode.
-      shot: support images per class.
-      query: query images per class.
+      way: classes per episode, with `shot` support and `query` query images each.
+      shot: see `way`.
+      query: see `way`.
       episodes: in the batch.
       image_size: side of the images in pixels.
       dtype: 'float64' or 'float32'.
@@ -51,11 +51,6 @@ def make_case(
       seed: of parameters and images.
       **inner: fields of `InnerArgs` other than the defaults: two steps of different rates for encoder and head.
     """
-    rng = np.random.default_rng(seed)
-
-    def images(count):
-        return rng.random((episodes, way * count, 3, image_size, image_size)).astype(dtype)
-
     defaults = InnerArgs(2, 0.05, 0.1, 0.0, 0.0, False, (), False)
     case = GoldenCase(
         name=name,
@@ -66,24 +61,25 @@ def make_case(
         inner=dataclasses.replace(defaults, **inner),
         eval_n_step=eval_steps,
         outer=outer,
-        n_way=way,
-        n_shot=shot,
-        n_query=query,
-        n_episode=episodes,
-        image_size=image_size,
-        dtype=dtype,
-        seed=seed,
         sample=_SAMPLE,
         params={},
-        support_x=images(shot),
-        support_y=np.repeat(np.arange(way), shot),
-        query_x=images(query),
-        query_y=np.repeat(np.arange(way), query),
         recorded={},
         width=width,
+        **_tasks(seed, episodes, way, shot, query, image_size, dtype),
     )
     case = dataclasses.replace(case, params=replay.init_torch(case))
     return dataclasses.replace(case, recorded=as_recorded(replay.in_torch(case), _SAMPLE))
+
+
+def _tasks(seed, episodes, way, shot, query, side, dtype):
+    """Random images and their labels, and what describes them, by the fields of a case."""
+    rng = np.random.default_rng(seed)
+    parts = {"n_episode": episodes, "n_way": way, "n_shot": shot, "n_query": query}
+    parts |= {"image_size": side, "dtype": dtype, "seed": seed}
+    for part, count in (("support", shot), ("query", query)):
+        parts[f"{part}_x"] = rng.random((episodes, way * count, 3, side, side)).astype(dtype)
+        parts[f"{part}_y"] = np.repeat(np.arange(way), count)
+    return parts
 
 
 def _mixed(encoder: str, *modes: str) -> dict[str, str]:

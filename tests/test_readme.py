@@ -8,7 +8,7 @@ import pytest
 from maml_jax import cli
 from tests.helpers import ROOT
 
-PAGES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.md") if not {".venv", "build"} & set(path.parts))
+PAGES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.md") if not {".venv", "build", "shipped"} & set(path.parts))
 CODE = [
     pytest.param(block, id=f"{page}-{i}")
     for page in PAGES
