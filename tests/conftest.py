@@ -1,14 +1,17 @@
 """Shared by all tests: short compiles, one cache, and exact arithmetic where asked for."""
 
+import importlib.metadata
 import os
 import urllib.error
 import urllib.request
 
-# Compiling is what tests spend their time on. Without optimisations, and with XLA's older way to write machine code, it
-# takes a third of it.
+# Compiling is what tests spend their time on. Without optimisations, and with XLA's older way to write machine code where
+# it still has that, it takes a third of it.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
+_FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
+if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):  # which knows no such flag
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
