@@ -5,8 +5,8 @@ import os
 import urllib.error
 import urllib.request
 
-# Compiling is what tests spend their time on. Without optimisations, and with XLA's older way to write machine code where
-# it still has that, it takes a third of it.
+# Compiling is what tests spend their time on. Without optimisations, and with XLA's older way to write machine code
+# where it still has that, it takes a third of it.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 _FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
 if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):  # which knows no such flag

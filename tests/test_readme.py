@@ -8,7 +8,8 @@ import pytest
 from maml_jax import cli
 from tests.helpers import ROOT
 
-PAGES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.md") if not {".venv", "build", "shipped"} & set(path.parts))
+_NOT_OURS = {".venv", "build", "shipped"}
+PAGES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.md") if not _NOT_OURS & set(path.parts))
 CODE = [
     pytest.param(block, id=f"{page}-{i}")
     for page in PAGES
