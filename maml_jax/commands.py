@@ -140,11 +140,12 @@ def _start(config: Config, workdir: Path, trained: Config | None = None) -> Expe
         f"jax {jax.__version__} on {len(jax.devices())} {jax.devices()[0].device_kind} device(s), "
         f"work directory {workdir}"
     )
-    _say_what_surprises(experiment)
+    say_what_surprises(experiment)
     return experiment
 
 
-def _say_what_surprises(experiment: Experiment) -> None:
+def say_what_surprises(experiment: Experiment) -> None:
+    """Says what a user might not expect of the devices, or of JAX's own settings."""
     used, there, tasks = len(experiment.devices), len(jax.devices()), experiment.training.tasks
     if experiment.tasks is not None and used < there:
         say(f"{used} of the {there} devices take part in training, which share train.tasks={tasks} evenly")

@@ -1,11 +1,13 @@
 """Training that starts from what another has learned, and inner gradients that are clipped."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maml_jax import tree
+from maml_jax import commands, tree
 from maml_jax.config import default
 from maml_jax.errors import ConfigError, DataError
 from maml_jax.experiment.method import build_inner
@@ -75,3 +77,20 @@ def test_inner_gradients_are_clipped():
     params = {"encoder": jnp.zeros(3), "head": None}
     update, _ = rule.update({"encoder": jnp.array([3.0, -0.2, -9.0]), "head": None}, rule.init(params), params)
     np.testing.assert_allclose(update["encoder"], [-0.05, 0.02, 0.05], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("devices", "tasks", "x64", "said"),
+    [
+        (2, 2, False, "2 of the 4 devices take part in training, which share train.tasks=2 evenly"),
+        (3, 9, False, "3 of the 4 devices take part in training, which share train.tasks=9 evenly"),
+        (4, 8, True, "JAX_ENABLE_X64 is set: images, parameters and results are float32 all the same"),
+        (4, 8, False, ""),
+    ],
+)
+def test_what_surprises_is_said_in_one_line(devices, tasks, x64, said, capsys):
+    training = types.SimpleNamespace(tasks=tasks)
+    experiment = types.SimpleNamespace(devices=jax.devices()[:devices], training=training, tasks=object())
+    with jax.enable_x64(x64):
+        commands.say_what_surprises(experiment)
+    assert capsys.readouterr().err.strip() == said
