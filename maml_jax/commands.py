@@ -12,11 +12,11 @@ from maml_jax import data, report, results
 from maml_jax import train as training
 from maml_jax.checkpoint import Checkpoints
 from maml_jax.config import Config
+from maml_jax.config.transfer import for_data
 from maml_jax.data.account import in_words
 from maml_jax.errors import ConfigError, DataError
 from maml_jax.evaluate import Evaluation, Evaluator
 from maml_jax.experiment import Experiment, stored_data
-from maml_jax.experiment.transfer import for_data
 from maml_jax.files import write_whole
 from maml_jax.meta.step import MetaState
 from maml_jax.models.start import begin_from

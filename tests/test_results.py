@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from maml_jax import commands, config, data, results
+from maml_jax.config.transfer import for_data
 from maml_jax.data.stream import drawn_classes
 from maml_jax.evaluate import Evaluation, Evaluator
 from maml_jax.experiment import Experiment
-from maml_jax.experiment.transfer import for_data
 from maml_jax.nn.norm import Normalization
 from tests.helpers import image_tasks
 
