@@ -12,7 +12,8 @@ from maml_jax.episode import Episode, Tasks
 from maml_jax.errors import ConfigError, DataError, UserError
 from maml_jax.meta.inner import InnerLoop, adapt, all_but, descent, sgd
 from maml_jax.meta.learner import Learner, Pass, Phase
-from maml_jax.meta.outer import Annealing, Maml, Method, TaskResult, evaluate_task, predict
+from maml_jax.meta.method import Method, TaskResult, evaluate_task, predict
+from maml_jax.meta.outer import Annealing, Maml
 from maml_jax.meta.rates import LearnedRates
 from maml_jax.meta.step import MetaState, init_state, meta_gradient, meta_step
 from maml_jax.models.trained import Adapted, Predictions, Trained

@@ -50,17 +50,25 @@ def compare(configs: Mapping[str, Config], workdir: Path) -> None:
         folder = workdir / (suffix or "maml")
         say(f"{METHODS[suffix]}: {folder}")
         commands.train(config, folder)
+        reports = {config.model.norm: _latest(folder)}
         row = {"method": METHODS[suffix], "norm": config.model.norm}
         for kind, norm in _norms(config.model.norm).items():
-            changed = config.copy_and_resolve_references()
-            changed.model.norm = norm
-            commands.evaluate(changed, folder)
-            report = json.loads((folder / "eval.json").read_text())
-            row[kind] = {"norm": norm, **{name: report[name] for name in ("accuracy", "ci95", "n_tasks", "protocol")}}
+            if norm not in reports:
+                changed = config.copy_and_resolve_references()
+                changed.model.norm = norm
+                commands.evaluate(changed, folder)
+                reports[norm] = _latest(folder)
+            row[kind] = {"norm": norm, **reports[norm]}
         rows.append(row)
         write_whole(workdir / "compare.json", lambda f: f.write((json.dumps(rows, indent=2) + "\n").encode()))
         write_whole(workdir / "compare.md", lambda f: f.write(table(rows).encode()))
     print(table(rows), end="")
+
+
+def _latest(folder: Path) -> dict:
+    """What the latest evaluation found, as far as the table needs it."""
+    report = json.loads((folder / "eval.json").read_text())
+    return {name: report[name] for name in ("accuracy", "ci95", "n_tasks", "protocol")}
 
 
 def _norms(own: str) -> dict[str, str]:

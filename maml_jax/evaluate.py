@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from maml_jax.data.stream import Feed
+from maml_jax.data.stream import Feed, resident
 from maml_jax.episode import Episode, Tasks
 from maml_jax.experiment import Experiment
-from maml_jax.meta.outer import Method, accuracy, evaluate_task, query_pass
+from maml_jax.meta.method import Method, accuracy, evaluate_task, query_pass
 from maml_jax.parallel import AXIS, my_share, replicate, spread
 from maml_jax.progress import Meter
 from maml_jax.tree import PyTree
@@ -199,7 +199,7 @@ class Evaluator:
     """
 
     def __init__(self, experiment: Experiment, split: str):
-        self._tasks = experiment.eval_tasks[split]
+        self._tasks = resident(experiment.eval_tasks[split], jax.devices())  # once, and not at every call
         testing, method = experiment.testing, experiment.tested
 
         def measure(params, stats, episode):

@@ -19,7 +19,7 @@ from maml_jax.errors import UserError
 from maml_jax.evaluate import Evaluator
 from maml_jax.experiment import Experiment, Training
 from maml_jax.files import MetricsWriter, NoMetrics
-from maml_jax.meta.outer import Method
+from maml_jax.meta.method import Method
 from maml_jax.meta.step import MetaState, meta_step
 from maml_jax.parallel import AXIS, agreed, my_share, replicate, spread
 from maml_jax.progress import Meter, say
@@ -88,7 +88,7 @@ def train(experiment: Experiment, workdir: Path, start: MetaState | None = None)
     Raises:
       Interrupted: SIGINT or SIGTERM came; the steps taken are in the latest checkpoint.
     """
-    state, t = start or experiment.fresh_state(), experiment.training
+    state, t = experiment.fresh_state() if start is None else start, experiment.training
     with Checkpoints(workdir / "checkpoints") as checkpoints, _StopSignal() as stop:
         resumed = checkpoints.latest_step("latest")
         if resumed is not None:
@@ -201,8 +201,8 @@ def _check_finite(step: int, state: MetaState) -> None:
 
 def _not_finite(step: int, what: str) -> NotFinite:
     return NotFinite(
-        f"meta-step {step}: {what}; the checkpoint before stays. Lower inner.encoder_rate and inner.head_rate, or "
-        "outer.rate, or clip with outer.clip, in a new work directory"
+        f"meta-step {step}: {what}; a checkpoint from before stays. Lower inner.encoder_rate and inner.head_rate, or "
+        "outer.rate, or clip with inner.clip or outer.clip, in a new work directory"
     )
 
 

@@ -169,21 +169,18 @@ def evaluation(row: Row) -> Side:
     """The `Evaluator` on as many tasks as the meta-steps of a turn have, with as many inner steps."""
     import jax
 
-    from maml_jax.data.stream import as_pytree
     from maml_jax.evaluate import Evaluator
     from maml_jax.experiment import Experiment, Testing
-    from maml_jax.parallel import replicate
 
     devices, peak, parts, state = _start_ours(row)
     method, count = parts["method"], row.turn * row.tasks
-    tasks = replicate(as_pytree(_tasks(row, on_host=False)), jax.devices())  # once, not in every turn
     experiment = Experiment(
         seed=0,
         method=method,
         tested=method,
         optimizer=parts["optimizer"],
         tasks=None,
-        eval_tasks={"test": tasks},
+        eval_tasks={"test": _tasks(row, on_host=False)},
         training=None,
         testing=Testing("test", count, row.steps, "latest", by_step=False, facts={}, data={}),
         devices=devices,

@@ -16,7 +16,8 @@ from maml_jax import tree
 from maml_jax.config import default
 from maml_jax.episode import Episode
 from maml_jax.experiment.method import build_method
-from maml_jax.meta.outer import Maml, TaskResult, task_loss
+from maml_jax.meta.method import TaskResult
+from maml_jax.meta.outer import Maml, task_loss
 from maml_jax.meta.step import meta_gradient
 from maml_jax.tree import PyTree
 from parity import convert, reference, replay

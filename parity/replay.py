@@ -18,7 +18,8 @@ from maml_jax import tree
 from maml_jax.config import default
 from maml_jax.episode import Episode
 from maml_jax.experiment.method import build_learner, build_method, build_outer
-from maml_jax.meta.outer import Maml, evaluate_task
+from maml_jax.meta.method import evaluate_task
+from maml_jax.meta.outer import Maml
 from maml_jax.meta.step import MetaState, meta_step
 from maml_jax.nn.model import FlaxLearner, Zero
 from maml_jax.tree import PyTree

@@ -12,7 +12,7 @@ from maml_jax.audit import dealing
 from maml_jax.episode import Episode
 from maml_jax.meta.inner import InnerLoop
 from maml_jax.meta.learner import Learner, Pass, Phase
-from maml_jax.meta.outer import Method, accuracy, query_pass
+from maml_jax.meta.method import Method, accuracy, query_pass
 from maml_jax.tree import PyTree
 
 Figures = dict[str, jax.Array]

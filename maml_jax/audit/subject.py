@@ -16,7 +16,7 @@ from maml_jax.errors import ConfigError, DataError
 from maml_jax.experiment import Experiment
 from maml_jax.experiment.method import build_method
 from maml_jax.experiment.tasks import build_tasks
-from maml_jax.meta.outer import Method
+from maml_jax.meta.method import Method
 from maml_jax.meta.step import MetaState
 from maml_jax.nn.norm import Normalization
 from maml_jax.results import surroundings

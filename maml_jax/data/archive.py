@@ -32,7 +32,15 @@ LIST_SUFFIXES = (".csv", ".tsv", ".txt", ".lst", ".list", ".json")
 HIDDEN, UNKNOWN = "hidden files and folders", "files of a kind that is not read"
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _DECOMPRESS = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_DAMAGE = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, NotImplementedError)
+_DAMAGE = (
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,  # what zipfile raises for a compression that it does not know
+)
 
 
 class Tree(Protocol):

@@ -28,7 +28,7 @@ _NPZ_DAMAGE = (
     KeyError,
     zipfile.BadZipFile,
     zlib.error,
-    NotImplementedError,  # an unknown compression
+    NotImplementedError,  # what zipfile raises for a compression that it does not know
     RuntimeError,  # encrypted
     tokenize.TokenError,  # NumPy reads the header as Python
 )

@@ -81,6 +81,11 @@ def as_pytree(tasks: Tasks) -> Tasks:
     return _Constant(tasks) if len(leaves) == 1 and leaves[0] is tasks else tasks
 
 
+def resident(tasks: Tasks, devices: Sequence[jax.Device]) -> Tasks:
+    """The tasks with their arrays on all devices; those whose images stay on the host as they are."""
+    return tasks if isinstance(tasks, HostTasks) else replicate(as_pytree(tasks), devices)
+
+
 def example(tasks: Tasks) -> Episode:
     """Shapes and types of a task."""
     if isinstance(tasks, HostTasks):
@@ -144,7 +149,7 @@ class Feed:
 
     def __init__(self, tasks: Tasks, devices: Sequence[jax.Device], per_step: int, first: int, last: int, most: int):
         self._devices = devices
-        self._resident = None if isinstance(tasks, HostTasks) else replicate(as_pytree(tasks), devices)
+        self._resident = None if isinstance(tasks, HostTasks) else resident(tasks, devices)
         if self._resident is not None:
             return
         import grain  # takes a second to load, and images on the device do not need it

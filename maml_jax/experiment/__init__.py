@@ -13,7 +13,7 @@ from maml_jax.data.stream import example
 from maml_jax.episode import Tasks
 from maml_jax.experiment.method import build_method, build_outer
 from maml_jax.experiment.tasks import build_tasks, normalization, stored_data
-from maml_jax.meta.outer import Method
+from maml_jax.meta.method import Method
 from maml_jax.meta.step import MetaState, init_state
 from maml_jax.nn.norm import Normalization
 from maml_jax.parallel import check_devices, choose_devices

@@ -8,7 +8,8 @@ import ml_collections
 import optax
 
 from maml_jax.meta.inner import InnerLoop, all_but, descent
-from maml_jax.meta.outer import Annealing, Maml, Method
+from maml_jax.meta.method import Method
+from maml_jax.meta.outer import Annealing, Maml
 from maml_jax.meta.rates import LearnedRates
 from maml_jax.meta.reptile import Reptile
 from maml_jax.nn.classifier import Classifier

@@ -19,6 +19,9 @@ from maml_jax.tree import PyTree
 
 Checkpoint = Literal["none", "step", "nested"]
 CHECKPOINTS: tuple[Checkpoint, ...] = get_args(Checkpoint)
+Watch = Callable[[jax.Array, PyTree, PyTree, jax.Array], PyTree]
+"""What to keep of inner step k: a function of the support loss before it, the parameters and the statistics after it,
+and k from 0."""
 
 
 def all_but(fixed: str) -> Callable[[str], bool]:
@@ -86,7 +89,7 @@ def adapt(
     support_y: jax.Array,
     steps: int,
     train: bool = False,
-    watch: Callable[[jax.Array, PyTree, PyTree, jax.Array], PyTree] = lambda loss, *_: loss,
+    watch: Watch = lambda loss, *_: loss,
     key: jax.Array | None = None,
 ) -> tuple[PyTree, PyTree, PyTree]:
     """Adapts to one task by gradient descent on its support loss.
@@ -103,8 +106,7 @@ def adapt(
       support_y: `[batch]` int32 labels, or `[batch, ...]` targets.
       steps: number of gradient steps, at least 0.
       train: meta-training, see `Phase`.
-      watch: what to keep of step k, a function of the support loss before it, the parameters and the statistics after
-        it, and k from 0.
+      watch: what to keep of each step.
       key: a random key for networks that draw, as with dropout.
 
     Returns:

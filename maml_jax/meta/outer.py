@@ -1,8 +1,7 @@
-"""The outer objective, and its gradient through the inner loop: MAML as a value."""
+"""MAML as a value: the query loss after adaptation, and its gradient through the inner loop."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,59 +9,9 @@ from jax import lax
 
 from maml_jax.episode import Episode
 from maml_jax.meta.inner import InnerLoop, adapt
-from maml_jax.meta.learner import Learner, Pass, Phase
+from maml_jax.meta.learner import Learner
+from maml_jax.meta.method import ByInnerLoop, TaskResult, accuracy, keys_of, query_pass
 from maml_jax.tree import PyTree
-
-NOTHING = lambda *_: ()  # noqa: E731
-
-
-class TaskResult(NamedTuple):
-    """What came of one task; over a batch every field has a leading `tasks` axis.
-
-    Attributes:
-      loss: query loss after adaptation, scalar.
-      accuracy: query accuracy after adaptation, scalar in [0, 1]; None in regression.
-      logits: query logits, or other outputs, after adaptation, `[way * query, way]`.
-      stats: normalisation statistics after the query pass, of all layers that have any.
-      support_losses: support loss before each inner step, `[steps]`.
-    """
-
-    loss: jax.Array
-    accuracy: jax.Array | None
-    logits: jax.Array
-    stats: PyTree
-    support_losses: jax.Array
-
-
-class Method(Protocol):
-    """A way to meta-learn: how the gradient of one task is taken. All else follows from it.
-
-    Attributes:
-      learner: the model.
-      steps: inner steps in training.
-    """
-
-    learner: Learner
-    steps: int
-
-    def init(self, key: jax.Array, episode: Episode) -> tuple[PyTree, PyTree]:
-        """Draws the meta-parameters, and the statistics that outlive an episode; of `episode` only shapes matter."""
-
-    def task_gradient(
-        self, params: PyTree, stats: PyTree, episode: Episode, step: jax.Array
-    ) -> tuple[PyTree, TaskResult]:
-        """What one task adds to the meta-gradient, a tree as `params`, and how it went, at meta-step `step`."""
-
-    def adapted(
-        self,
-        params: PyTree,
-        stats: PyTree,
-        support_x: jax.Array,
-        support_y: jax.Array,
-        steps: int | None = None,
-        watch: Callable[[jax.Array, PyTree, PyTree, jax.Array], PyTree] = NOTHING,
-    ) -> tuple[PyTree, PyTree, PyTree]:
-        """At meta-test: the parameters and statistics after adaptation, and what `watch` kept; see `adapt`."""
 
 
 class Annealing(NamedTuple):
@@ -82,7 +31,7 @@ CONSTANT = Annealing()
 
 
 @dataclasses.dataclass(frozen=True)
-class Maml:
+class Maml(ByInnerLoop):
     """MAML and what differs from it in a choice only: FOMAML, ANIL, BOIL, Meta-SGD, MAML++.
 
     Attributes:
@@ -92,14 +41,11 @@ class Maml:
       annealing: how the objective depends on the meta-step.
     """
 
-    learner: Learner
-    inner: InnerLoop
-    steps: int
     annealing: Annealing = CONSTANT
 
     def init(self, key: jax.Array, episode: Episode) -> tuple[PyTree, PyTree]:
         """See `Method.init`; with learned rates, these stand beside the parameters."""
-        params, stats = self.learner.init(key, episode.support_x)
+        params, stats = super().init(key, episode)
         if self.inner.rates:
             if not isinstance(params, dict) or "rates" in params:
                 raise ValueError(
@@ -131,19 +77,6 @@ class Maml:
         begun = step >= self.annealing.first_order
         return lax.cond(begun, lambda: gradient_with(self.inner), lambda: gradient_with(simpler))
 
-    def adapted(
-        self,
-        params: PyTree,
-        stats: PyTree,
-        support_x: jax.Array,
-        support_y: jax.Array,
-        steps: int | None = None,
-        watch: Callable[[jax.Array, PyTree, PyTree, jax.Array], PyTree] = NOTHING,
-    ) -> tuple[PyTree, PyTree, PyTree]:
-        """See `Method.adapted`."""
-        steps = self.steps if steps is None else steps
-        return adapt(self.learner, self.inner, params, stats, support_x, support_y, steps, watch=watch)
-
 
 def task_loss(
     learner: Learner,
@@ -166,8 +99,7 @@ def task_loss(
       weights: v, `[steps]`, for the loss Σₖ vₖ L_query(θ'ₖ) over the parameters after each step (`multi_step_weights`);
         None for that after the last alone.
     """
-    key = episode.key
-    support_key, query_key = (None, None) if key is None else jax.random.split(key)
+    support_key, query_key = keys_of(episode)
 
     def query(adapted, stats, k):
         key_k = None if query_key is None else jax.random.fold_in(query_key, k + 1)  # k is -1 without inner steps
@@ -186,86 +118,6 @@ def task_loss(
     loss, logits, stats = query(adapted, stats, steps - 1)
     result = TaskResult(loss, accuracy(logits, episode.query_y), logits, stats, support_losses)
     return loss if weights is None else weights[-1] * loss + earlier.sum(), result
-
-
-def query_pass(
-    learner: Learner,
-    adapted: PyTree,
-    stats: PyTree,
-    episode: Episode,
-    step: int | jax.Array,
-    train: bool = False,
-    key: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array, PyTree]:
-    """Judges adapted parameters by the query set: its loss, outputs, and the statistics after it.
-
-    Args:
-      learner: the model.
-      adapted: parameters after adaptation.
-      stats: the statistics after adaptation.
-      episode: the task.
-      step: the inner step that came last, from 0.
-      train: meta-training, see `Phase`.
-      key: a random key.
-    """
-    phase = Phase(Pass.QUERY, train, step, key)
-    outputs, stats = answer(learner, adapted, stats, episode.support_x, episode.query_x, phase)
-    return learner.loss(outputs, episode.query_y), outputs, stats
-
-
-def answer(
-    learner: Learner, adapted: PyTree, stats: PyTree, support_x: jax.Array, query_x: jax.Array, phase: Phase
-) -> tuple[jax.Array, PyTree]:
-    """Outputs of adapted parameters for a query set, after a context pass if the learner uses one; and statistics."""
-    if learner.uses_context:
-        key = None if phase.key is None else jax.random.fold_in(phase.key, 1)
-        _, stats = learner.apply(adapted, stats, support_x, phase._replace(which=Pass.CONTEXT, key=key))
-    return learner.apply(adapted, stats, query_x, phase)
-
-
-def evaluate_task(
-    method: Method, params: PyTree, stats: PyTree, episode: Episode, steps: int | None = None
-) -> TaskResult:
-    """Adapts to one task of meta-test, and judges by its query set; `steps` as of `Method.adapted`."""
-    steps = method.steps if steps is None else steps
-    adapted, stats, losses = method.adapted(
-        params, stats, episode.support_x, episode.support_y, steps, lambda loss, *_: loss
-    )
-    loss, logits, stats = query_pass(method.learner, adapted, stats, episode, steps - 1)
-    return TaskResult(loss, accuracy(logits, episode.query_y), logits, stats, losses)
-
-
-def predict(
-    method: Method,
-    params: PyTree,
-    stats: PyTree,
-    support_x: jax.Array,
-    support_y: jax.Array,
-    query_x: jax.Array,
-    steps: int | None = None,
-) -> jax.Array:
-    """Adapts to a support set, and gives the outputs for other inputs, `[batch, way]` or as the learner has them.
-
-    Args:
-      method: how the parameters were meta-learned.
-      params: meta-parameters.
-      stats: the statistics that outlive an episode.
-      support_x: `[batch, ...]`.
-      support_y: `[batch, ...]` labels or targets.
-      query_x: `[batch, ...]`.
-      steps: inner steps; None for as many as in training.
-    """
-    steps = method.steps if steps is None else steps
-    adapted, stats, _ = method.adapted(params, stats, support_x, support_y, steps)
-    phase = Phase(Pass.QUERY, step=steps - 1)
-    return answer(method.learner, adapted, stats, support_x, query_x, phase)[0]
-
-
-def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array | None:
-    """Share of rows of logits `[batch, way]` whose largest entry is at the int label `[batch]`; None in regression."""
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        return None
-    return jnp.mean(jnp.argmax(logits, -1) == labels)
 
 
 def multi_step_weights(progress: jax.Array, steps: int) -> jax.Array:

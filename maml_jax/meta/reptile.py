@@ -1,20 +1,18 @@
 """Reptile: learning from where adaptation leads, without a derivative of it."""
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 
 from maml_jax import tree
 from maml_jax.episode import Episode
-from maml_jax.meta.inner import InnerLoop, adapt
-from maml_jax.meta.learner import Learner
-from maml_jax.meta.outer import NOTHING, TaskResult, accuracy, query_pass
+from maml_jax.meta.inner import adapt
+from maml_jax.meta.method import ByInnerLoop, TaskResult, accuracy, keys_of, query_pass
 from maml_jax.tree import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
-class Reptile:
+class Reptile(ByInnerLoop):
     """Reptile (Nichol, Achiam & Schulman 2018, arXiv:1803.02999): θ ← θ + ε (θ'ₖ − θ), averaged over tasks.
 
     θ − θ'ₖ stands for the gradient of a task, and ε is the rate of the outer optimiser; the paper takes plain SGD or
@@ -25,22 +23,21 @@ class Reptile:
       learner: the model.
       inner: what adapts, and how.
       steps: inner steps in training, of which there should be several: with one, this is joint training.
+
+    Raises:
+      ValueError: the inner loop has rates that are to be learned.
     """
 
-    learner: Learner
-    inner: InnerLoop
-    steps: int
-
-    def init(self, key: jax.Array, episode: Episode) -> tuple[PyTree, PyTree]:
-        """See `Method.init`."""
-        return self.learner.init(key, episode.support_x)
+    def __post_init__(self):
+        if self.inner.rates:
+            raise ValueError("Reptile takes no derivative by which rates could be learned: use InnerLoop(rates=None)")
 
     def task_gradient(
         self, params: PyTree, stats: PyTree, episode: Episode, step: jax.Array
     ) -> tuple[PyTree, TaskResult]:
         """θ − θ'ₖ; see `Method.task_gradient`."""
         del step
-        support_key, query_key = (None, None) if episode.key is None else jax.random.split(episode.key)
+        support_key, query_key = keys_of(episode)
         support = episode.support_x, episode.support_y
         adapted, stats, losses = adapt(
             self.learner, self.inner, params, stats, *support, self.steps, train=True, key=support_key
@@ -49,16 +46,3 @@ class Reptile:
         gradient = tree.map_named(lambda name, start: start - moved[name], params)
         loss, logits, stats = query_pass(self.learner, adapted, stats, episode, self.steps - 1, True, query_key)
         return gradient, TaskResult(loss, accuracy(logits, episode.query_y), logits, stats, losses)
-
-    def adapted(
-        self,
-        params: PyTree,
-        stats: PyTree,
-        support_x: jax.Array,
-        support_y: jax.Array,
-        steps: int | None = None,
-        watch: Callable[[jax.Array, PyTree, PyTree, jax.Array], PyTree] = NOTHING,
-    ) -> tuple[PyTree, PyTree, PyTree]:
-        """See `Method.adapted`."""
-        steps = self.steps if steps is None else steps
-        return adapt(self.learner, self.inner, params, stats, support_x, support_y, steps, watch=watch)

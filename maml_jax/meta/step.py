@@ -7,7 +7,7 @@ import optax
 from jax import lax
 
 from maml_jax.episode import Episode
-from maml_jax.meta.outer import Method, TaskResult
+from maml_jax.meta.method import Method, TaskResult
 from maml_jax.parallel import mean_over
 from maml_jax.tree import PyTree
 

@@ -146,3 +146,15 @@ def test_a_jax_without_cpu_is_refused(store, monkeypatch):
     monkeypatch.setattr(jax, "local_devices", none)
     with pytest.raises(ConfigError, match="JAX_PLATFORMS"):
         Feed(HostTasks(PLAIN, store), devices, TASKS, 0, 1, MOST)
+
+
+def test_images_that_are_on_the_devices_are_not_copied_again(store):
+    devices = jax.devices()[:2]
+    tasks = stream.resident(ImageTasks(PLAIN, store.images, store.offsets.astype(np.int32)), devices)
+    assert tasks.pixels.sharding.device_set == set(devices)
+    for _ in range(2):  # as an evaluator's calls do
+        with Feed(tasks, devices, TASKS, 0, 1, MOST) as feed:
+            ((handed, _),) = feed.between(0, 1)
+        assert handed.pixels is tasks.pixels
+    on_host = HostTasks(PLAIN, store)
+    assert stream.resident(on_host, devices) is on_host

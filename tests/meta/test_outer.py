@@ -12,7 +12,8 @@ from maml_jax import tree
 from maml_jax.episode import Episode
 from maml_jax.meta.inner import InnerLoop, adapt, all_but, sgd
 from maml_jax.meta.learner import Pass, Phase
-from maml_jax.meta.outer import Maml, evaluate_task, predict, task_loss
+from maml_jax.meta.method import evaluate_task, predict
+from maml_jax.meta.outer import Maml, task_loss
 from maml_jax.meta.step import init_state, meta_gradient, meta_step
 from tests.helpers import assert_same, differs, episodes, one_task, small
 from tests.meta.test_inner import written_out

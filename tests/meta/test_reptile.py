@@ -10,6 +10,7 @@ from maml_jax import tree
 from maml_jax.config import check, preset
 from maml_jax.errors import ConfigError
 from maml_jax.meta.inner import InnerLoop, adapt, all_but, sgd
+from maml_jax.meta.rates import LearnedRates
 from maml_jax.meta.reptile import Reptile
 from maml_jax.meta.step import init_state, meta_gradient, meta_step
 from tests.helpers import assert_same, episodes, one_task, small
@@ -53,3 +54,10 @@ def test_what_says_nothing_to_it_is_refused():
     config.outer.multi_step = 10
     with pytest.raises(ConfigError, match=r"outer\.multi_step=10 says nothing with outer\.method='reptile'"):
         check(config)
+
+
+def test_learned_rates_are_refused():
+    """It takes no derivative by which they could be learned."""
+    rates = LearnedRates("tensor", 0.1)
+    with pytest.raises(ValueError, match="no derivative by which rates could be learned"):
+        Reptile(small(), InnerLoop(sgd(0.3), rates=rates), steps=2)

@@ -13,7 +13,7 @@ import torch
 from maml_jax import config as config_lib
 from maml_jax.checkpoint import Checkpoints
 from maml_jax.experiment.method import build_method
-from maml_jax.meta.outer import evaluate_task
+from maml_jax.meta.method import evaluate_task
 from parity import checkpoints, convert, golden, golden_file, replay
 from parity.__main__ import main
 from parity.reference import ModelSpec, init_params, init_stats
