@@ -52,14 +52,13 @@ def write(folder: Path, experiment: Experiment, evaluation: Evaluation, step: in
 
 def _free(folder: Path, name: str, report: bytes, tasks: bytes) -> Path:
     """Where a result may go: a name that is not taken, or is by the same figures."""
-    for number in itertools.count(1):
-        path = folder / (f"{name}-{number}.json" if number > 1 else f"{name}.json")
-        if not path.exists():
-            return path
+
+    def may_go(path):
         packed = path.with_suffix(".npz")
-        if path.read_bytes() == report and packed.exists() and packed.read_bytes() == tasks:
-            return path
-    raise AssertionError
+        return not path.exists() or (path.read_bytes() == report and packed.exists() and packed.read_bytes() == tasks)
+
+    named = (folder / (f"{name}-{number}.json" if number > 1 else f"{name}.json") for number in itertools.count(1))
+    return next(filter(may_go, named))
 
 
 def name_of(experiment: Experiment) -> str:
