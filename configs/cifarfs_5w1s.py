@@ -1,8 +1,9 @@
-"""CIFAR-FS, 5-way 1-shot, transductive, at 32 px, as in `mini_5w1s.py`.
+"""CIFAR-FS, 5-way 1-shot, MAML, transductive, 32 px, 32 filters; published: 58.9 +- 1.9 % (arXiv:1805.08136, table 1).
 
-Lee et al., 'Meta-Learning with Differentiable Convex Optimization' (2019), table 2, give 58.9 +- 1.9 % for MAML with a
-four-layer ConvNet, of protocols of their own; here, 15 query images per class and five inner steps at test. CIFAR-100
-is downloaded if there is a network. Not run by us yet.
+Tested as that figure is: as many queries as shots, ten inner steps, 600 tasks. A rerun of the official code gives
+56.8 +- 1.9 %. Trained on a third of its tasks, with larger inner steps and a cosine: after 3,000 meta-steps, inner
+rates of 0.01, 0.05 and 0.1 gave 42.0, 44.0 and 44.1 % on 600 validation tasks (15 queries, five inner steps). The
+paper's own way to train is `cifarfs_5w1s_paper.py`. CIFAR-100 is downloaded if there is a network.
 
     python launch.py --config configs/cifarfs_5w1s.py --config.data.dir=FOLDER
 """
@@ -14,6 +15,11 @@ def get_config():
     c = preset("mini_5w1s")
     c.data.name = "cifar_fs"
     c.data.image_size = 32
-    c.eval.query = 15
-    c.eval.steps = 5
+    c.inner.encoder_rate = 0.05
+    c.inner.head_rate = 0.05
+    c.outer.schedule = "cosine"
+    c.train.steps = 20_000
+    c.train.report_every = 200
+    c.train.validate_every = 2000
+    c.train.checkpoint_every = 1000
     return c

@@ -18,7 +18,8 @@ from maml_jax.meta.rates import LearnedRates
 from maml_jax.meta.step import MetaState, init_state, meta_gradient, meta_step
 from maml_jax.models.trained import Adapted, Predictions, Trained
 from maml_jax.models.weights import load
-from maml_jax.nn.model import FlaxLearner, Learned, Zero, learner
+from maml_jax.nn.model import FlaxLearner, learner
+from maml_jax.nn.starts import Learned, Prototypes, Shared, Zero
 
 __version__ = "0.2.0"
 
@@ -39,6 +40,8 @@ __all__ = [
     "Pass",
     "Phase",
     "Predictions",
+    "Prototypes",
+    "Shared",
     "TaskResult",
     "Tasks",
     "Trained",

@@ -74,6 +74,10 @@ def name_of(experiment: Experiment) -> str:
         t.checkpoint,
         str(t.tasks),
     ]
+    if facts["head"] != facts["trained_head"]:
+        parts.append(f"head_{facts['head']}")
+    if facts["rate_factor"] != 1:
+        parts.append(f"rates_x{facts['rate_factor']:g}")
     if facts["data"] != t.data["trained_on"]:
         parts.insert(0, facts["data"])
     return re.sub(r"[^\w.-]+", "_", "-".join(parts))

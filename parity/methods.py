@@ -66,6 +66,13 @@ METHODS = {
     ),
     "metabn": Method({"model.norm": "metabn"}, model={"norm": "metabn"}),
     "tasknorm": Method({"model.norm": "tasknorm"}, model={"norm": "tasknorm"}),
+    "shared_head": Method({"model.head": "shared"}, model={"head": "shared"}),
+    "prototypes": Method({"model.head": "prototypes"}, model={"head": "prototypes"}),
+    "protonet": Method(  # a step that leads nowhere, since without `jit` JAX cannot take none
+        {"model.head": "prototypes", "inner.steps": 1, "inner.encoder_rate": 0.0, "inner.head_rate": 0.0},
+        {"n_step": 1, "encoder_lr": 0.0, "classifier_lr": 0.0},
+        {"head": "prototypes"},
+    ),
     "reptile": Method({"outer.method": "reptile"}, gradient="reptile_gradient"),
     "summed_loss": Method({"model.loss": "summed_cross_entropy"}, model={"summed_loss": True}),
 }

@@ -100,6 +100,9 @@ class ModelSpec:
         channels: of the images; those of the original's data sets all have 3.
         width: channels of the encoder's first block, the others in proportion; 0 for its own.
         summed_loss: multiply every loss by the number of ways, as the official TensorFlow code of MAML does.
+        head: where the head starts in an episode: `learned`; `shared`, the one row that is learned for every class
+            (arXiv 2106.16245); or `prototypes`, 2 c and -|c|² of the class means c of the support set's features
+            (arXiv 1903.03096).
     """
 
     encoder: str = "convnet4"
@@ -111,6 +114,7 @@ class ModelSpec:
     channels: int = 3
     width: int = 0
     summed_loss: bool = False
+    head: str = "learned"
 
     def __post_init__(self) -> None:
         if self.encoder not in ENCODERS:
@@ -273,6 +277,8 @@ def forward(
 ) -> tuple[Tensor, Tensors]:
     """Logits `[images, way]` of a support or a query set `x`, `[images, 3, height, width]`, and the updated statistics.
 
+    Without a head among the parameters, features in place of logits.
+
     How a layer normalises depends on its mode, on the set, and on whether this is meta-training or evaluation:
 
     | mode | support, training | support, evaluation | query |
@@ -311,8 +317,21 @@ def forward(
         return F.batch_norm(x, mean[row], var[row], weight[row], bias[row], training=update, momentum=0.1)
 
     features = spec.encode(x, conv_norm)
+    if HEAD[0] not in params:
+        return features, stats
     logits = F.linear(features, params[HEAD[0]], params[HEAD[1]])
     return params.get(TEMP, spec.temp) * logits, stats
+
+
+def head_at_start(spec: ModelSpec, params: Tensors, stats: Tensors, x: Tensor, y: Tensor) -> Tensors:
+    """The head's parameters that an episode of support images `x` and labels `y` starts from; see `ModelSpec.head`."""
+    if spec.head == "shared":
+        return {name: params[name].expand(spec.n_way, *params[name].shape[1:]) for name in HEAD}
+    if spec.head == "prototypes":
+        features, _ = forward(spec, params, stats, x, support=True, training=False)
+        means = torch.stack([features[y == c].mean(0) for c in range(spec.n_way)])
+        return {HEAD[0]: 2 * means, HEAD[1]: -(means**2).sum(1)}
+    return {}
 
 
 def _task_norm(params: Tensors, stats: Tensors, x: Tensor, norm: str, *, support: bool, mix: bool) -> Tensor:
@@ -351,7 +370,10 @@ def trajectory(
     """What `adapt` returns for no step, for one, and so on up to `n_step`."""
     fresh = {name: value for name, value in init_stats(spec, params).items() if spec.mode(name) == "episodic"}
     params, stats, memory = dict(params), stats | fresh, {}
+    params |= head_at_start(spec, params, stats, x, y)
     names, second_order = [name for name in params if inner.adapts(name)], training and not inner.first_order
+    # Nodes of their own in the graph: to an inner gradient the head is a parameter, whatever it was made of.
+    params |= {name: params[name].view_as(params[name]) for name in names}
     yield dict(params), stats
     for k in range(inner.n_step):
         logits, stats = forward(spec, params, stats, x, support=True, training=training, step=k)

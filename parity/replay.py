@@ -21,7 +21,8 @@ from maml_jax.experiment.method import build_learner, build_method, build_outer
 from maml_jax.meta.method import evaluate_task
 from maml_jax.meta.outer import Maml
 from maml_jax.meta.step import MetaState, meta_step
-from maml_jax.nn.model import FlaxLearner, Zero
+from maml_jax.nn.model import FlaxLearner
+from maml_jax.nn.starts import Zero
 from maml_jax.tree import PyTree
 from parity import convert
 from parity.golden import Arrays, GoldenCase, block_of

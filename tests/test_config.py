@@ -128,6 +128,7 @@ BOUNDARIES = {
     "outer.first_order": (0, 1),
     "outer.milestones": ((), (0,), (5, 5), (9, 3)),
     "outer.factor": (1e-9, 2.0),
+    "eval.rate_factor": (1e-9, 100.0),
     "outer.period": (1,),
     "train.steps": (0, 1),
     "train.tasks": (1,),
@@ -172,6 +173,7 @@ REFUSED = {
     "outer.first_order": (-1,),
     "outer.milestones": ((-1,), (1.5,), (True,), (2**31,)),
     "outer.factor": (0.0,),
+    "eval.rate_factor": (0.0, -1.0, math.inf),
     "outer.period": (0,),
     "train.steps": (-1, 2**31),
     "train.tasks": (0,),
@@ -228,7 +230,7 @@ def values(name):
 # Which fields contradict each other stands in `maml_jax.config.checks`; these are drawn more often.
 TOGETHER = """data.name task.way model.encoder model.norm model.head model.loss inner.steps inner.head_rate inner.fixed
 inner.learn_rates inner.rates_per_step inner.positive_rates inner.first_order outer.multi_step outer.first_order
-train.validate_every eval.way eval.checkpoint"""
+train.validate_every eval.way eval.checkpoint eval.head eval.steps outer.method"""
 draws = st.lists(st.sampled_from([*BY_NAME, *TOGETHER.split() * 8]), max_size=12, unique=True).flatmap(
     lambda names: st.fixed_dictionaries({name: values(name) for name in names})
 )
@@ -262,6 +264,11 @@ def test_any_draw_is_fine_or_refused_and_every_way_out_is_open(drawn):
         ({"model.head": "zero", "inner.fixed": "head"}, {"model.head": "meta"}),
         ({"model.head": "zero", "inner.head_rate": 0.0}, {"model.head": "meta"}),
         ({"model.head": "zero", "inner.steps": 0, "eval.way": 3}, {"model.head": "meta", "eval.way": 5}),
+        ({"model.head": "shared", "inner.fixed": "head"}, {"model.head": "meta"}),
+        ({"model.head": "shared", "outer.method": "reptile"}, {"model.head": "meta"}),
+        ({"model.head": "prototypes", "eval.head": "shared"}, {"eval.head": "prototypes"}),
+        ({"eval.head": "shared", "eval.steps": 0}, {"eval.head": "meta"}),
+        ({"inner.rates_per_step": True, "outer.method": "reptile"}, {"inner.rates_per_step": False}),
         ({"task.way": 1}, {"task.way": 2, "eval.way": 2}),
         ({"eval.way": 1}, {"eval.way": 5}),
         ({"model.loss": "squared_error"}, {"model.loss": "cross_entropy"}),

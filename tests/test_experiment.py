@@ -15,6 +15,7 @@ from maml_jax.evaluate import Evaluator
 from maml_jax.experiment import Experiment
 from maml_jax.experiment.method import build_outer, build_schedule
 from maml_jax.train import train
+from tests.helpers import one_task
 
 
 def config_of(name="default", **changes):
@@ -78,6 +79,31 @@ def test_another_number_of_ways_at_test(config, stores):
     of = Experiment.of(config, stores)
     assert of.method.learner.module.head.way == 2
     assert of.tested.learner.module.head.way == 3
+
+
+@pytest.mark.parametrize(("head", "way"), [("shared", 3), ("prototypes", 3), ("zero", 3), ("meta", 2)])
+def test_a_learned_head_starts_elsewhere_at_test(config, stores, head, way):
+    """Its parameters are those of training, whatever the test makes of them."""
+    config.eval.head, config.eval.way = head, way
+    of = Experiment.of(config, stores)
+    state = of.fresh_state()
+    assert state.params["head"]["kernel"].shape[1] == 2
+    result = Evaluator(of, "test")(state.params, state.stats, 3)
+    assert result.labels.max() == way - 1
+
+
+def test_rates_at_test_are_those_of_training_times_a_factor(config, stores):
+    """Learned ones, too."""
+    config.inner.learn_rates, config.eval.rate_factor = "group", 3.0
+    of, task = Experiment.of(config, stores), one_task(side=28, channels=1)
+    state = of.fresh_state()
+
+    def moved(method):
+        after, _, _ = method.adapted(state.params, state.stats, task.support_x, task.support_y, 1)
+        return after["head"]["bias"] - state.params["head"]["bias"]
+
+    assert np.any(moved(of.method))
+    np.testing.assert_allclose(moved(of.tested), 3 * moved(of.method), rtol=1e-5)
 
 
 def test_images_on_the_host(config, stores):

@@ -249,7 +249,7 @@ def test_another_start_at_zero():
     ("make", "message"),
     [
         (lambda: learner(Plain(), loss="crossentropy"), r"loss='crossentropy' must be one of cross_entropy, "),
-        (lambda: learner(Plain(), starts="Zero"), r"starts='Zero' must be one of meta, zero"),
+        (lambda: learner(Plain(), starts="Zero"), r"starts='Zero' must be one of meta, zero, shared, prototypes"),
         (lambda: learner(Plain), r"learner wants a Flax Linen module, such as MyNet\(\)"),
         (lambda: learner(lambda x: x), r"learner wants a Flax Linen module"),
     ],

@@ -14,7 +14,7 @@ from maml_jax.data.stream import drawn_classes, example
 from maml_jax.episode import Tasks
 from maml_jax.errors import ConfigError, DataError
 from maml_jax.experiment import Experiment
-from maml_jax.experiment.method import build_method
+from maml_jax.experiment.method import build_tested
 from maml_jax.experiment.tasks import build_tasks
 from maml_jax.meta.method import Method
 from maml_jax.meta.step import MetaState
@@ -195,7 +195,7 @@ def _methods(config: Config, experiment: Experiment, state: MetaState) -> dict[s
     for norm in others:
         changed = config.copy_and_resolve_references()
         changed.model.norm = norm
-        methods.setdefault(norm, build_method(changed, config.eval.way))
+        methods.setdefault(norm, build_tested(changed, config.eval.way))
     return methods
 
 

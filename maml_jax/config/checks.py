@@ -10,6 +10,7 @@ from maml_jax.data import DATA_SETS
 from maml_jax.errors import ConfigError
 from maml_jax.experiment.method import METHODS
 from maml_jax.nn.norm import Normalization
+from maml_jax.nn.starts import STARTS
 
 
 def check_together(config: ml_collections.ConfigDict) -> None:
@@ -62,6 +63,11 @@ def _check_sizes(config: ml_collections.ConfigDict) -> None:
         )
 
 
+def _value(config: ml_collections.ConfigDict, name: str) -> Any:
+    section, field = name.split(".")
+    return config[section][field]
+
+
 def _is_regression(config: ml_collections.ConfigDict) -> bool:
     """Whether the tasks are made of numbers, with no classes, and no images to tell apart."""
     return config.data.name in DATA_SETS and DATA_SETS[config.data.name].tasks is not None
@@ -85,13 +91,16 @@ def _check_regression(config: ml_collections.ConfigDict) -> None:
     regression = _is_regression(config)
     wrong, settings = [], {}
     for name, (in_regression, otherwise) in kinds.items():
-        section, field = name.split(".")
-        value = config[section][field]
+        value = _value(config, name)
         if name == "model.encoder" and ":" in value:
             continue
         if (value != in_regression) if regression else (value == in_regression and otherwise is not None):
             wrong.append(f"{name}={value!r}")
             settings[name] = in_regression if regression else otherwise
+    for name in ("model.head", "eval.head"):
+        if regression and _value(config, name) == "prototypes":
+            wrong.append(f"{name}='prototypes'")
+            settings[name] = "meta"
     if wrong:
         kind = "regression" if regression else "classification"
         does = "does not go" if len(wrong) == 1 else "do not go"
@@ -101,10 +110,15 @@ def _check_regression(config: ml_collections.ConfigDict) -> None:
 def _check_method(config: ml_collections.ConfigDict) -> None:
     """Refuses settings that say nothing to the method."""
     for name in METHODS[config.outer.method].without:
-        section, field = name.split(".")
-        if config[section][field] != BY_NAME[name].default:
+        if _value(config, name) != BY_NAME[name].default:
             raise ConfigError(
-                f"{name}={config[section][field]!r} says nothing with outer.method={config.outer.method!r}",
+                f"{name}={_value(config, name)!r} says nothing with outer.method={config.outer.method!r}",
+                {name: BY_NAME[name].default},
+            )
+    for name, value, why in METHODS[config.outer.method].refuses:
+        if _value(config, name) == value:
+            raise ConfigError(
+                f"{name}={value!r} does not go with outer.method={config.outer.method!r}: {why}",
                 {name: BY_NAME[name].default},
             )
 
@@ -155,23 +169,40 @@ def _check_rates(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def _stays_zero(config: ml_collections.ConfigDict) -> str:
-    """The setting that keeps a head which starts at zero there; '' if none does."""
-    c = config.inner
+def _head_stays(config: ml_collections.ConfigDict, at_test: bool = False) -> str:
+    """The setting that keeps the head where it starts; '' if none does."""
+    c, steps = config.inner, "eval.steps" if at_test else "inner.steps"
     if c.fixed and re.search(c.fixed, "head/kernel"):
         return f"inner.fixed={c.fixed!r}"
-    if not c.steps:
-        return "inner.steps=0"
+    if not _value(config, steps):
+        return f"{steps}=0"
     if not c.head_rate and c.learn_rates == "none":
         return f"inner.head_rate={c.head_rate}"
     return ""
 
 
 def _check_head(config: ml_collections.ConfigDict) -> None:
-    if config.model.head == "zero" and _stays_zero(config):
+    """Refuses a head all of whose classes start the same and never part, and a start at test from what is not there."""
+    head, at_test = config.model.head, config.eval.head
+    stays = _head_stays(config)
+    if STARTS[head].alike and stays:
         raise ConfigError(
-            f"{_stays_zero(config)} keeps the head from adapting, so with model.head='zero' it would stay zero",
+            f"{stays} keeps the head from adapting, so with model.head={head!r} all classes would stay the same",
             {"model.head": "meta"} | _as_trained(config),
+        )
+    if at_test == head:
+        return
+    needed = {"meta": ("meta",), "shared": ("meta", "shared")}.get(at_test, tuple(STARTS))
+    if head not in needed:
+        raise ConfigError(
+            f"eval.head={at_test!r} starts from a learned head, and model.head={head!r} learns none of the kind",
+            {"eval.head": head} | _as_trained(config),
+        )
+    stays = _head_stays(config, at_test=True)
+    if STARTS[at_test].alike and stays:
+        raise ConfigError(
+            f"{stays} keeps the head from adapting, so with eval.head={at_test!r} all classes would stay the same",
+            {"eval.head": head} | _as_trained(config),
         )
 
 
@@ -185,7 +216,7 @@ def _check_ways(config: ml_collections.ConfigDict) -> None:
     if config.eval.way == config.task.way:
         return
     fixed, settings = [], {}
-    if config.model.head != "zero":
+    if not STARTS[config.eval.head].any_way:
         fixed.append("a meta-learned head")
         settings["model.head"] = "zero"
     if config.inner.learn_rates == "element":
@@ -194,4 +225,4 @@ def _check_ways(config: ml_collections.ConfigDict) -> None:
     if fixed:
         facts = f"eval.way={config.eval.way} differs from task.way={config.task.way}, but {' and '.join(fixed)} "
         facts += f"{'has' if len(fixed) == 1 else 'have'} a fixed number of ways"
-        raise ConfigError(facts, _as_trained(config) if _stays_zero(config) else settings)
+        raise ConfigError(facts, _as_trained(config) if _head_stays(config) else settings)

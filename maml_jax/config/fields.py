@@ -30,7 +30,7 @@ from maml_jax.experiment.method import METHODS
 from maml_jax.meta.rates import KINDS as RATES
 from maml_jax.nn.encoders import ENCODERS
 from maml_jax.nn.loss import LOSSES
-from maml_jax.nn.model import STARTS
+from maml_jax.nn.starts import STARTS
 from maml_jax.parallel import BACKENDS
 
 SECTIONS = {
@@ -50,6 +50,13 @@ _DATA = one_of_or(one_of(*DATA_SETS), "tfds:NAME of tensorflow-datasets", r"tfds
 _DATA = _DATA._replace(holds=lambda value, listed=_DATA.holds: listed(value) or value in DATA_SETS)
 _ENCODER = one_of_or(one_of(*ENCODERS), "package.module:Class of your own", r"\w+(\.\w+)*:\w+")
 _COLOUR = one_of_or(one_of("white", "black"), "RRGGBB in hexadecimal", r"[0-9a-fA-F]{6}")
+
+_HEADS = {
+    "meta": "its initialisation is learned",
+    "zero": "at zero",
+    "shared": "one learned vector for every class: UNICORN-MAML",
+    "prototypes": "at the class means of the support features: Proto-MAML, without inner steps ProtoNet",
+}
 
 tied = Field
 free = functools.partial(Field, free=True)  # may change when a run goes on
@@ -120,7 +127,7 @@ FIELDS = (
     tied(
         "model.head",
         "meta",
-        one_of(*STARTS, meta="its initialisation is learned", zero="at zero, with any number of ways"),
+        one_of(*STARTS, **_HEADS),
         "where the head starts",
     ),
     tied("model.temperature", 1.0, POSITIVE, "factor on the logits"),
@@ -251,12 +258,19 @@ FIELDS = (
     # eval
     free("eval.split", "test", one_of("test", "val", "train"), "whose classes are tested on"),
     free("eval.tasks", 600, at_least(2), "number of tasks"),
-    free("eval.way", Same("task.way"), at_least(1), "classes; another number needs model.head=zero"),
+    free("eval.way", Same("task.way"), at_least(1), "classes; another number needs a head that is not model.head=meta"),
     free("eval.shot", Same("task.shot"), at_least(1), "support images per class"),
     free(
         "eval.query", Same("task.query"), at_least(1), "query images per class; accuracy depends on it if transductive"
     ),
     free("eval.steps", Same("inner.steps"), at_least(0), "inner steps at test"),
+    free("eval.rate_factor", 1.0, POSITIVE, "factor on the inner rates at test"),
+    free(
+        "eval.head",
+        Same("model.head"),
+        one_of(*STARTS),
+        "where the head starts at test; shared: after model.head=meta, the mean of its class vectors",
+    ),
     free(
         "eval.augment",
         "none",

@@ -11,7 +11,7 @@ import optax
 from maml_jax.data.store import ClassStore
 from maml_jax.data.stream import example
 from maml_jax.episode import Tasks
-from maml_jax.experiment.method import build_method, build_outer
+from maml_jax.experiment.method import build_method, build_outer, build_tested
 from maml_jax.experiment.tasks import build_tasks, normalization, stored_data
 from maml_jax.meta.method import Method
 from maml_jax.meta.step import MetaState, init_state
@@ -72,7 +72,7 @@ class Experiment:
     Attributes:
       seed: of initialisation.
       method: how a task's gradient is taken, and the learner.
-      tested: the method at meta-test, which may have another number of ways or another normalisation.
+      tested: the method at meta-test, which may have another number of ways, normalisation, start of the head or rates.
       optimizer: the outer optimiser.
       tasks: of meta-training; None where no training is to be.
       eval_tasks: of validation and test, by split.
@@ -121,7 +121,7 @@ class Experiment:
         return cls(
             seed=config.seed,
             method=build_method(config, config.task.way),
-            tested=build_method(config, config.eval.way),
+            tested=build_tested(config, config.eval.way),
             optimizer=build_outer(config),
             tasks=tasks,
             eval_tasks=eval_tasks,
@@ -156,6 +156,9 @@ def _testing(
         "augment": e.augment,
         "normalize": config.data.normalize,
         "norm": config.model.norm,
+        "head": e.head,
+        "trained_head": config.model.head,
+        "rate_factor": e.rate_factor,
         "transductive": Normalization.parse(config.model.norm, config.inner.steps).transductive,
         "seed": config.seed,
     }

@@ -1,7 +1,8 @@
 """From a configuration to the method, its learner, and the optimisers."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import ml_collections
@@ -18,8 +19,9 @@ from maml_jax.nn.head import LinearHead
 from maml_jax.nn.kernels.budget import default_piece
 from maml_jax.nn.layers import Encoder
 from maml_jax.nn.loss import LOSSES
-from maml_jax.nn.model import STARTS, FlaxLearner
+from maml_jax.nn.model import FlaxLearner
 from maml_jax.nn.norm import Normalization
+from maml_jax.nn.starts import STARTS
 
 
 class MethodEntry(NamedTuple):
@@ -28,10 +30,12 @@ class MethodEntry(NamedTuple):
     Attributes:
       make: the method, of a learner, an inner loop and a configuration.
       without: fields that say nothing to it, and so must be as they are by default.
+      refuses: values of fields that it can do nothing with, and why not.
     """
 
     make: Callable[[FlaxLearner, InnerLoop, ml_collections.ConfigDict], Method]
     without: tuple[str, ...] = ()
+    refuses: tuple[tuple[str, Any, str], ...] = ()
 
 
 def _maml(learner: FlaxLearner, inner: InnerLoop, config: ml_collections.ConfigDict) -> Maml:
@@ -42,14 +46,31 @@ METHODS = {
     "maml": MethodEntry(_maml),
     "reptile": MethodEntry(
         lambda learner, inner, config: Reptile(learner, inner, config.inner.steps),
-        without=("inner.first_order", "inner.learn_rates", "outer.multi_step", "outer.first_order"),
+        without=(
+            "inner.first_order",
+            "inner.learn_rates",
+            "inner.rates_per_step",
+            "inner.positive_rates",
+            "outer.multi_step",
+            "outer.first_order",
+        ),
+        refuses=(("model.head", "shared", "where the vectors of classes went to is not where one vector should go"),),
     ),
 }
 
 
 def build_method(config: ml_collections.ConfigDict, way: int) -> Method:
-    """The method of `config` for a number of classes."""
+    """The method of `config` in meta-training, for a number of classes."""
     return METHODS[config.outer.method].make(build_learner(config, way), build_inner(config), config)
+
+
+def build_tested(config: ml_collections.ConfigDict, way: int) -> Method:
+    """The method at meta-test, where the head may start elsewhere, and rates be others."""
+    learner = dataclasses.replace(build_learner(config, way), starts=STARTS[config.eval.head])
+    inner, factor = build_inner(config), config.eval.rate_factor
+    if factor != 1:
+        inner = dataclasses.replace(inner, optimizer=optax.chain(inner.optimizer, optax.scale(factor)))
+    return METHODS[config.outer.method].make(learner, inner, config)
 
 
 def build_learner(config: ml_collections.ConfigDict, way: int) -> FlaxLearner:

@@ -12,6 +12,7 @@ import maml_jax
 from maml_jax.config import Config
 from maml_jax.data import data_set
 from maml_jax.errors import UserError
+from maml_jax.nn.starts import STARTS
 
 _TEXT = """\
 # {name}
@@ -62,12 +63,13 @@ def card(
       sha256: of their file.
     """
     c, count = config, sum(array.size for array in arrays.values())
+    any_way = STARTS[c.model.head].any_way
     facts = {
         "trained on": c.data.name,
         "terms of the data": _terms(c.data.name),
         "images": f"{c.data.image_size} x {c.data.image_size} pixels, normalize={c.data.normalize}",
         "normalisation": c.model.norm,
-        "head": f"{c.model.head}: " + ("any number of classes" if c.model.head == "zero" else f"{c.task.way} at most"),
+        "head": f"{c.model.head}, for {'any number of' if any_way else f'up to {c.task.way}'} classes",
         "numbers": f"{count:,}, float32",
         "meta-steps": f"{step:,}, of {c.train.tasks} tasks each ({c.eval.checkpoint} checkpoint)",
         "seed": c.seed,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from maml_jax import tree
 from maml_jax.config import Config
 from maml_jax.data.augment import prepare
-from maml_jax.experiment.method import build_learner, build_method
+from maml_jax.experiment.method import build_learner, build_tested
 from maml_jax.experiment.tasks import normalization
 from maml_jax.meta.learner import Pass, Phase
 from maml_jax.nn.norm import TRANSDUCTIVE, Normalization
@@ -27,7 +27,7 @@ class Programs:
 
     def __init__(self, config: Config, outputs: int, classes: int, steps: int, transductive: bool):
         self._config, self._classes, self._steps = config, classes, steps
-        self._method = build_method(config, outputs)
+        self._method = build_tested(config, outputs)
         self._norm = Normalization.parse(config.model.norm, config.inner.steps)
         self._answering = self._method.learner
         if self._norm.transductive and not transductive:

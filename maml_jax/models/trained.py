@@ -175,7 +175,7 @@ class Trained:
             if classes > trained:
                 raise ConfigError(
                     f"the model has {trained} outputs, for at most {trained} classes, and these are {classes}; models "
-                    "trained with model.head=zero take any number of classes"
+                    "trained with model.head=zero, shared or prototypes take any number of classes"
                 ) from error
             return trained
         return classes

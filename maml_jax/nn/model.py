@@ -3,89 +3,20 @@
 import dataclasses
 import functools
 import inspect
-import re
-from typing import Any, Protocol
+from typing import Any
 
 import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maml_jax import tree
 from maml_jax.meta.learner import Pass, Phase
 from maml_jax.nn.loss import LOSSES, Loss, cross_entropy
+from maml_jax.nn.starts import STARTS, Start
 from maml_jax.tree import PyTree
 
 LASTING = ("lasting_stats",)
 """Collections of variables that outlive an episode, of the layers of `maml_jax.nn`."""
-
-
-class Start(Protocol):
-    """Where an episode's parameters come from, beside what is meta-learned. Hashable, holds no arrays."""
-
-    def kept(self, params: PyTree) -> PyTree:
-        """What of a module's parameters is meta-learned."""
-
-    def complete(self, learner: "FlaxLearner", params: PyTree, shapes: PyTree, support_x: jax.Array, y: jax.Array):
-        """All of the module's parameters for an episode, whose shapes are given, from what is meta-learned."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Learned:
-    """All parameters are meta-learned."""
-
-    def kept(self, params: PyTree) -> PyTree:
-        """See `Start`."""
-        return params
-
-    def complete(
-        self, learner: "FlaxLearner", params: PyTree, shapes: PyTree, support_x: jax.Array, y: jax.Array
-    ) -> PyTree:
-        """See `Start`."""
-        del learner, support_x, y
-        given, wanted = tree.by_name(params), tree.by_name(shapes)
-        for name, shape in wanted.items():
-            if name not in given or given[name].shape != shape.shape:
-                found = f"is {given[name].shape}" if name in given else "is lacking"
-                raise ValueError(f"parameter {name} {found}, but the module and the support set want {shape.shape}")
-        return params
-
-
-@dataclasses.dataclass(frozen=True)
-class Zero:
-    """Some parameters start every episode at zero, and are not meta-learned: they may depend on the number of ways.
-
-    Attributes:
-      pattern: a regular expression, found in the names of those parameters.
-    """
-
-    pattern: str = r"^head/(kernel|bias)$"
-
-    def kept(self, params: PyTree) -> PyTree:
-        """See `Start`."""
-        return _without(params, self.pattern)
-
-    def complete(
-        self, learner: "FlaxLearner", params: PyTree, shapes: PyTree, support_x: jax.Array, y: jax.Array
-    ) -> PyTree:
-        """See `Start`."""
-        del learner, support_x, y
-        given = tree.by_name(params)
-        return tree.map_named(lambda n, s: given[n] if n in given else jnp.zeros(s.shape, s.dtype), shapes)
-
-
-STARTS: dict[str, Start] = {"meta": Learned(), "zero": Zero()}
-"""By the names that `model.head` takes."""
-
-
-def _without(params: PyTree, pattern: str, prefix: str = "") -> PyTree:
-    kept = {}
-    for name, part in params.items():
-        if isinstance(part, dict):
-            kept[name] = _without(part, pattern, f"{prefix}{name}/")
-        elif not re.search(pattern, prefix + name):
-            kept[name] = part
-    return kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +38,7 @@ class FlaxLearner:
 
     module: nn.Module
     loss: Loss = cross_entropy
-    starts: Start = Learned()
+    starts: Start = STARTS["meta"]
     lasts: tuple[str, ...] = LASTING
 
     @property
@@ -128,11 +59,11 @@ class FlaxLearner:
         """
         key = jax.random.key(0)
         shapes = jax.eval_shape(self._variables, key, support_x)
-        params = self.starts.complete(self, params, shapes.pop("params", {}), support_x, support_y)
-        if set(shapes) <= set(self.lasts):
-            return params, stats
-        fresh = self._variables(key, support_x)  # all but the initial statistics is dead code
-        return params, {name: stats[name] if name in self.lasts else fresh[name] for name in shapes}
+        wanted = shapes.pop("params", {})
+        if not set(shapes) <= set(self.lasts):
+            fresh = self._variables(key, support_x)  # all but the initial statistics is dead code
+            stats = {name: stats[name] if name in self.lasts else fresh[name] for name in shapes}
+        return self.starts.complete(self, params, stats, wanted, support_x, support_y), stats
 
     def apply(self, params: PyTree, stats: PyTree, x: jax.Array, phase: Phase) -> tuple[jax.Array, PyTree]:
         """Outputs and the statistics after this pass; see `Learner.apply`."""
@@ -185,8 +116,8 @@ def learner(
     Args:
       module: its call is `(x)`, `(x, phase)` or `(x, train)`; see `FlaxLearner`.
       loss: a function of outputs and labels, or a key of `maml_jax.nn.loss.LOSSES`.
-      starts: where an episode starts, or a key of `STARTS`: 'meta' learns all parameters, 'zero' starts those of
-        'head/kernel' and 'head/bias' at zero.
+      starts: where an episode starts, or a key of `STARTS`: 'meta' learns all parameters; the others start
+        'head/kernel' and 'head/bias' at 'zero', at one 'shared' class vector or at the 'prototypes' of the support set.
       lasts: see `FlaxLearner`.
 
     Raises:

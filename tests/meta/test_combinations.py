@@ -30,7 +30,7 @@ SWITCHES = {
     "inner.checkpoint": ("none", "step", "nested"),
     "inner.forward_over_reverse": (False, True),
     "model.norm": ("batch", "episodic", "global", "per_step", "per_step_batch", "metabn", "tasknorm"),
-    "model.head": ("meta", "zero"),
+    "model.head": ("meta", "zero", "shared", "prototypes"),
     "model.loss": ("cross_entropy", "summed_cross_entropy"),
     "model.learn_temperature": (False, True),
     "outer.method": ("maml", "reptile"),
@@ -118,6 +118,7 @@ def test_what_is_refused_has_a_reason():
             ("outer.method", "inner.positive_rates"),
             ("outer.method", "outer.multi_step"),
             ("outer.method", "outer.first_order"),
+            ("outer.method", "model.head"),
         )
     }
 

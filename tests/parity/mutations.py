@@ -15,9 +15,10 @@ from jax import lax
 from maml_jax import tree
 from maml_jax.meta.learner import Pass
 from maml_jax.meta.outer import Maml, task_loss
-from maml_jax.nn.model import FlaxLearner, Zero
+from maml_jax.nn.model import FlaxLearner
 from maml_jax.nn.moments import ImageMoments
 from maml_jax.nn.norm import BatchNorm, Normalization
+from maml_jax.nn.starts import Zero
 
 replace = dataclasses.replace
 
@@ -179,7 +180,7 @@ def one_step_more(port):
 
 
 class Ones(Zero):
-    def complete(self, learner, params, shapes, support_x, y):
+    def complete(self, learner, params, stats, shapes, support_x, support_y):
         given = tree.by_name(params)
         return tree.map_named(lambda n, s: given[n] if n in given else jnp.ones(s.shape, s.dtype), shapes)
 

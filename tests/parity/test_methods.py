@@ -29,7 +29,7 @@ def test_the_meta_gradient_is_the_references(name):
 @pytest.mark.parametrize("name", sorted(methods.METHODS.keys() - {"maml"}))
 def test_every_method_is_one_of_its_own(name):
     (_, plain), (_, grads) = compared("maml"), compared(name)
-    shared = [key for key in plain if plain[key].shape == grads[key].shape]
+    shared = [key for key in plain if key in grads and plain[key].shape == grads[key].shape]
     scale = max(np.abs(plain[key]).max() for key in shared)
     assert max(np.abs(plain[key] - grads[key]).max() for key in shared) > 1e-6 * scale
     own = grads.keys() - plain.keys()
