@@ -17,9 +17,10 @@ from maml_jax.data.account import in_words
 from maml_jax.errors import ConfigError, DataError
 from maml_jax.evaluate import Evaluation, Evaluator
 from maml_jax.experiment import Experiment, stored_data
+from maml_jax.experiment.pretraining import pretraining
 from maml_jax.files import write_whole
 from maml_jax.meta.step import MetaState
-from maml_jax.models.start import begin_from
+from maml_jax.models.start import begin_from, take
 from maml_jax.progress import say, silence
 
 
@@ -46,7 +47,21 @@ def _begun(config: Config, experiment: Experiment, workdir: Path) -> MetaState |
     """Where a training starts that is to start from another's end; None if it is not, or has begun."""
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         begun = checkpoints.latest_step("latest") is not None
-    return None if begun or not config.train.start else begin_from(config.train.start, experiment.fresh_state())
+    if not begun and config.train.start:
+        return begin_from(config.train.start, experiment.fresh_state())
+    return _pretrained(config, experiment, workdir / "pretrain") if not begun and config.train.pretrain else None
+
+
+def _pretrained(config: Config, experiment: Experiment, folder: Path) -> MetaState:
+    """Where meta-training starts after supervised training of the encoder, which is done first, or gone on with."""
+    folder.mkdir(exist_ok=True)
+    say(f"supervised training of the encoder for {config.train.pretrain} steps, in {folder}")
+    supervised = pretraining(config, experiment, experiment.stores)
+    training.train(supervised, folder)
+    kind = "best" if config.train.validate_every else "latest"
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        found = checkpoints.restore_model(kind, supervised.fresh_state())
+    return take(found.params, found.stats, experiment.fresh_state(), f"{folder}, step {int(found.step)}", "encoder/")
 
 
 def evaluate(config: Config, workdir: Path) -> Evaluation | None:

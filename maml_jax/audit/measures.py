@@ -150,7 +150,8 @@ class _Dealt:
             chosen = np.arange(call * self._per_call, (call + 1) * self._per_call) % len(self._places)
             pixels = np.asarray(self._store.images)[self._places[chosen]]
             turns = np.zeros(self._places[chosen].shape[:2], np.int32)
-            yield replicate(TaskChunk(self._spec, pixels, turns), jax.devices()), 1
+            labels = np.broadcast_to(np.arange(turns.shape[1], dtype=np.int32), turns.shape)
+            yield replicate(TaskChunk(self._spec, pixels, turns, labels), jax.devices()), 1
 
     def __enter__(self) -> "_Dealt":
         return self

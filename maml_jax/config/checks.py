@@ -24,6 +24,7 @@ def check_together(config: ml_collections.ConfigDict) -> None:
     _check_sizes(config)
     _check_regression(config)
     _check_method(config)
+    _check_pretraining(config)
     _check_optimizers(config)
     _check_steps(config)
     _check_rates(config)
@@ -121,6 +122,20 @@ def _check_method(config: ml_collections.ConfigDict) -> None:
                 f"{name}={value!r} does not go with outer.method={config.outer.method!r}: {why}",
                 {name: BY_NAME[name].default},
             )
+
+
+def _check_pretraining(config: ml_collections.ConfigDict) -> None:
+    t = config.train
+    if t.pretrain and t.start:
+        raise ConfigError(
+            f"train.pretrain={t.pretrain} and train.start={t.start!r} both say what meta-training starts from",
+            {"train.pretrain": 0},
+        )
+    if t.pretrain and _is_regression(config):
+        raise ConfigError(
+            f"train.pretrain={t.pretrain} needs classes, and data.name={config.data.name!r} is regression",
+            {"train.pretrain": 0},
+        )
 
 
 def _check_optimizers(config: ml_collections.ConfigDict) -> None:

@@ -221,6 +221,20 @@ FIELDS = (
     free("outer.period", 1, at_least(1), "meta-steps between changes of the rate; 200 is the original's epoch"),
     # train
     tied("train.start", "", ANY, "what training starts from: a work directory, an exported model; '' is a fresh start"),
+    tied(
+        "train.pretrain",
+        0,
+        at_least(0),
+        "steps of supervised training on all classes of the training split before meta-training, which then starts "
+        "from its encoder; 0: none",
+    ),
+    tied(
+        "train.pretrain_batch",
+        64,
+        at_least(2),
+        "images normalised together, about so many; a step has train.tasks batches",
+    ),
+    tied("train.pretrain_rate", 1e-3, POSITIVE, "its learning rate, to 0 by a cosine; all else as outer.*"),
     free("train.steps", 10_000, at_least(0), "meta-steps; tied to the run if schedule=cosine"),
     tied("train.tasks", 4, at_least(1), "tasks per meta-step"),
     tied(

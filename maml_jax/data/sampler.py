@@ -25,10 +25,12 @@ class TaskDraw(NamedTuple):
     Attributes:
       rows: int32 `[way, shot + query]`, places in the class store, support first.
       turns: int32 `[way]`: quarter turns that each class is seen under.
+      labels: int32 `[way]`, of the classes.
     """
 
     rows: jax.Array
     turns: jax.Array
+    labels: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,8 @@ class TaskSpec:
       query_augment: augmentation of the query images.
       normalization: mean and standard deviation per channel that images are normalised by; None: not.
       size: side of the images that the model sees, in pixels; 0: as stored.
+      split_labels: a class is labelled by its place among all of the split, turned ones counted, and not by its place
+        in the task: for plain supervised training.
     """
 
     seed: int
@@ -58,6 +62,7 @@ class TaskSpec:
     query_augment: str = "none"
     normalization: Statistics | None = None
     size: int = 0
+    split_labels: bool = False
 
 
 def check_fit(spec: TaskSpec, store: ClassStore, section: str) -> None:
@@ -101,16 +106,22 @@ def draw_task(spec: TaskSpec, offsets: jax.Array, index: jax.Array) -> TaskDraw:
     """
     class_key, image_key, _, _ = _keys(spec, index)
     classes, turns = _draw_classes(class_key, spec, offsets.shape[0] - 1)
-    return TaskDraw(_draw_images(image_key, classes, offsets, spec.shot + spec.query), turns)
+    labels = jnp.arange(spec.way, dtype=jnp.int32)
+    if spec.split_labels:
+        labels = (4 * classes + turns if spec.rotations else classes).astype(jnp.int32)
+    return TaskDraw(_draw_images(image_key, classes, offsets, spec.shot + spec.query), turns, labels)
 
 
-def finish_task(spec: TaskSpec, pixels: jax.Array, turns: jax.Array, index: jax.Array) -> Episode:
+def finish_task(
+    spec: TaskSpec, pixels: jax.Array, turns: jax.Array, class_labels: jax.Array, index: jax.Array
+) -> Episode:
     """Turns, augments, normalises and labels the images of task `index`.
 
     Args:
       spec: how.
       pixels: uint8 `[way, shot + query, height, width, channels]`, the rows that `draw_task` names.
       turns: int32 `[way]`, from `draw_task`.
+      class_labels: int32 `[way]`, likewise.
       index: which task, int32 scalar.
 
     Returns:
@@ -122,7 +133,7 @@ def finish_task(spec: TaskSpec, pixels: jax.Array, turns: jax.Array, index: jax.
 
     def part(key, pixels, augmentation):
         flat = pixels.reshape(-1, *pixels.shape[2:])
-        labels = jnp.repeat(jnp.arange(spec.way, dtype=jnp.int32), pixels.shape[1])
+        labels = jnp.repeat(class_labels, pixels.shape[1])
         return prepare(key, flat, augmentation, spec.size or flat.shape[1], spec.normalization), labels
 
     support = part(support_key, pixels[:, : spec.shot], spec.support_augment)
@@ -147,8 +158,8 @@ class ImageTasks:
 
     def sample(self, index: jax.Array) -> Episode:
         """Draws task `index`."""
-        rows, turns = draw_task(self.spec, jnp.asarray(self.offsets), index)
-        return finish_task(self.spec, jnp.asarray(self.pixels)[rows], turns, index)
+        drawn = draw_task(self.spec, jnp.asarray(self.offsets), index)
+        return finish_task(self.spec, jnp.asarray(self.pixels)[drawn.rows], drawn.turns, drawn.labels, index)
 
 
 def _keys(spec, index):

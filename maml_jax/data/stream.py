@@ -39,11 +39,11 @@ class HostTasks:
 
     def sample(self, index: jax.Array) -> Episode:
         """Draws task `index` outside of any compiled program."""
-        rows, turns = _draw_tasks(self.spec, self.store.offsets.astype(np.int32), index[None])
-        return finish_task(self.spec, self.store.images[np.asarray(rows[0])], turns[0], index)
+        (rows, *rest) = _draw_tasks(self.spec, self.store.offsets.astype(np.int32), index[None])
+        return finish_task(self.spec, self.store.images[np.asarray(rows[0])], *(part[0] for part in rest), index)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["pixels", "turns"], meta_fields=["spec"])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["pixels", "turns", "labels"], meta_fields=["spec"])
 @dataclasses.dataclass(frozen=True)
 class TaskChunk:
     """The `Tasks` of some meta-steps, the first a multiple of how many there are.
@@ -52,16 +52,18 @@ class TaskChunk:
       spec: how they are drawn.
       pixels: uint8 `[tasks, way, shot + query, height, width, channels]`.
       turns: int32 `[tasks, way]`, see `TaskDraw`.
+      labels: likewise.
     """
 
     spec: TaskSpec
     pixels: jax.Array
     turns: jax.Array
+    labels: jax.Array
 
     def sample(self, index: jax.Array) -> Episode:
         """Task `index`, which must be one of the chunk's."""
         at = index % self.pixels.shape[0]
-        return finish_task(self.spec, self.pixels[at], self.turns[at], index)
+        return finish_task(self.spec, self.pixels[at], self.turns[at], self.labels[at], index)
 
 
 @jax.tree_util.register_static
@@ -226,8 +228,8 @@ class _Loader:
         self._draw(0)  # compiles, which the threads would otherwise do one each
 
     def __call__(self, number: int) -> TaskChunk:
-        rows, turns = self._draw(number)
-        return TaskChunk(self._spec, self._pixels.take(rows, 0), turns)
+        drawn = self._draw(number)
+        return TaskChunk(self._spec, self._pixels.take(drawn.rows, 0), drawn.turns, drawn.labels)
 
     def _draw(self, number: int) -> TaskDraw:
         indices = np.arange(number * self._count, (number + 1) * self._count, dtype=np.int32)

@@ -19,10 +19,12 @@ def build_tasks(
     stores: Mapping[str, ClassStore],
     training: bool,
     trained: ml_collections.ConfigDict | None = None,
+    supervised: bool = False,
 ) -> tuple[Tasks | None, dict[str, Tasks]]:
     """The tasks of meta-training, if there is to be any, and those of validation and test by split.
 
-    What belongs to the model's input is as in `trained`, the configuration that it was trained under, if that is given.
+    `supervised`, training's query sets are batches labelled by the classes of the split. What belongs to the model's
+    input is as in `trained`, the configuration that it was trained under, if that is given.
     """
     splits = [config.eval.split]
     if training and config.train.validate_every:
@@ -41,7 +43,7 @@ def build_tasks(
     )
     if not training:
         return None, of(splits, specs)
-    spec = _train_spec(config)
+    spec = _batch_spec(config, stores["train"].num_classes) if supervised else _train_spec(config)
     _check_data(config, stores, "train", spec, "task")
     together = of(["train", *splits[1:]], {**specs, "train": spec})  # those that are used at the same time
     return together.pop("train"), {**of(splits[:1], specs), **together}
@@ -71,6 +73,13 @@ def _train_spec(config: ml_collections.ConfigDict) -> TaskSpec:
         normalization=normalization(config),
         size=d.image_size,
     )
+
+
+def _batch_spec(config: ml_collections.ConfigDict, classes: int) -> TaskSpec:
+    """Batches of about `train.pretrain_batch` images, all classes as often; the support sets are not looked at."""
+    way = min(config.train.pretrain_batch, classes)
+    query = -(-config.train.pretrain_batch // way)
+    return dataclasses.replace(_train_spec(config), way=way, shot=1, query=query, split_labels=True)
 
 
 def _eval_spec(config: ml_collections.ConfigDict, split: str, constants: Statistics | None) -> TaskSpec:
