@@ -82,7 +82,10 @@ def encoder(name: str, width: int = 0, norm: Normalization | str = "batch", opti
     missing = [f.name for f in fields.values() if f.name not in given and not _has_default(f)]
     if missing:
         raise ConfigError(f"model.options={options!r}: {name} needs a value for {', '.join(missing)}")
-    return entry.module(**given)
+    try:
+        return entry.module(**given)
+    except ValueError as error:
+        raise ConfigError(f"model.options={options!r}: {error}") from error
 
 
 def _own(name: str) -> _Entry:

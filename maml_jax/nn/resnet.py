@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 
 from maml_jax.meta.learner import Phase
+from maml_jax.nn.dropblock import DropBlock
 from maml_jax.nn.layers import ConvNorm, Convolve, Encoder, each, max_pool, recomputed, settled
 from maml_jax.nn.norm import Normalization
 
@@ -23,9 +24,17 @@ class ResNet12(Encoder):
       channels: of the four blocks.
       norm: see `Encoder`.
       conv: see `Encoder`.
+      drop: share of the last two blocks' maps that is dropped in training, in squares of 5 pixels (DropBlock, as
+        MetaOptNet has it: 0.1; Lee et al. 2019, arXiv:1904.03758); 0: none.
     """
 
     channels: tuple[int, int, int, int] = (64, 128, 256, 512)
+    drop: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.drop < 1:
+            raise ValueError(f"drop={self.drop} must be in [0, 1)")
 
     @nn.compact
     def __call__(self, x: jax.Array, phase: Phase) -> jax.Array:
@@ -34,6 +43,8 @@ class ResNet12(Encoder):
             block = _PooledBlock(channels, self.norm, self.conv, name=f"layer{i}")
             # What the first block makes is as large as what all the others make, for a fifth of the work.
             x = (recomputed(block) if i == 1 else block)(x, phase)
+            if i > 2:
+                x = DropBlock(self.drop)(x, phase)
         return each(lambda x: x.mean((1, 2)), x)
 
 

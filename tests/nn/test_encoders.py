@@ -101,6 +101,11 @@ def test_options_that_do_not_fit(options, message):
         encoder("convnet4", options=options)
 
 
+def test_values_that_the_encoder_itself_refuses():
+    with pytest.raises(ConfigError, match=r"model\.options='drop=1\.5': drop=1\.5 must be in \[0, 1\)"):
+        encoder("resnet12", options="drop=1.5")
+
+
 def test_the_length_of_a_tuple_counts():
     with pytest.raises(ConfigError, match=r"channels=\(4, 8\) is not of type tuple\[int, int, int, int\]"):
         encoder("resnet12", options="channels=(4, 8)")
