@@ -1,4 +1,4 @@
-"""mini-ImageNet, 5-way 1-shot, ResNet-12 from supervised pretraining, UNICORN-MAML: 65.2 % (arXiv:2106.16245, table 4).
+"""mini-ImageNet, 5-way 1-shot, ResNet-12 from supervised pretraining, UNICORN-MAML: 65.2 % (arXiv:2106.16245).
 
 Today's figures for MAML start from an encoder that was trained on all 64 base classes. Here: DropBlock of 0.1 as in
 MetaOptNet (arXiv:1904.03758), SGD with weight decay, fifteen inner steps; the length and the rates of both trainings

@@ -1,4 +1,4 @@
-"""Omniglot, 5-way 1-shot, no meta-learning: nearest class mean of the features of a plain classifier of all base classes.
+"""Omniglot, 5-way 1-shot, no meta-learning: nearest class mean of the features of a classifier of all base classes.
 
 The baseline that methods have to beat (Chen et al. 2019, arXiv:1904.04232, compare such ones). A step sees four batches
 of 64 images. Not run to its end by us yet; the rest as in `omniglot_5w1s.py`.

@@ -31,6 +31,7 @@ usage: maml-jax [VERB] [--config NAME] [--workdir DIR] [--config.FIELD=VALUE ...
   evaluate   evaluate the run in --workdir, under the settings it was trained with unless told otherwise
   prepare    build the data set's store, verify it and say what is in it; with --check, verify the one that is there
   compare    train and evaluate all methods, each with its configuration beside --config, and print one table
+  reproduce  train what a published figure belongs to and print ours beside it; see maml-jax reproduce --help
   audit      write a report on how far the accuracy of the run in --workdir can be trusted: with fewer queries, each by
              itself, in other orders of the labels, ...; run again, it goes on where it was; --quick: on fewer tasks
   export     write the model of a run as a folder of plain files; see maml-jax export --help
@@ -52,7 +53,11 @@ fields, with their defaults (a configuration may override them):
 """
 
 _VERBS = ("train", "evaluate", "prepare", "compare", "audit")
-_WITH_ARGUMENTS_OF_THEIR_OWN = {"export": "maml_jax.models.weights", "predict": "maml_jax.models.classify"}
+_WITH_ARGUMENTS_OF_THEIR_OWN = {
+    "export": "maml_jax.models.weights",
+    "predict": "maml_jax.models.classify",
+    "reproduce": "maml_jax.reproduce",
+}
 _DEFAULT = "glyphs_5w1s"
 
 

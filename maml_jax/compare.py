@@ -52,7 +52,7 @@ def compare(configs: Mapping[str, Config], workdir: Path) -> None:
         commands.train(config, folder)
         reports = {config.model.norm: _latest(folder)}
         row = {"method": METHODS[suffix], "norm": config.model.norm}
-        for kind, norm in _norms(config.model.norm).items():
+        for kind, norm in norms(config.model.norm).items():
             if norm not in reports:
                 changed = config.copy_and_resolve_references()
                 changed.model.norm = norm
@@ -71,7 +71,7 @@ def _latest(folder: Path) -> dict:
     return {name: report[name] for name in ("accuracy", "ci95", "n_tasks", "protocol")}
 
 
-def _norms(own: str) -> dict[str, str]:
+def norms(own: str) -> dict[str, str]:
     """Modes to evaluate a model by that was trained in mode `own`."""
     if own.startswith("per_step"):
         return {"transductive": "per_step_batch", "inductive": "per_step"}

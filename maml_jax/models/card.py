@@ -73,7 +73,7 @@ def card(
         "numbers": f"{count:,}, float32",
         "meta-steps": f"{step:,}, of {c.train.tasks} tasks each ({c.eval.checkpoint} checkpoint)",
         "seed": c.seed,
-        "exported by": f"maml-jax {maml_jax.__version__}" + (f", commit {commit}" if (commit := _commit()) else ""),
+        "exported by": f"maml-jax {maml_jax.__version__}" + (f", commit {sha}" if (sha := commit()) else ""),
         "SHA-256 of model.safetensors": f"`{sha256}`",
     }
     return _TEXT.format(
@@ -96,7 +96,7 @@ def _terms(name: str) -> str:
         return f"those of {name}"
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit of the checkout that this is, if it is one."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
