@@ -1,6 +1,7 @@
 """Checkpoints of a run: the latest, to resume from, and the best by validation, to keep."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,28 +89,12 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), [stored[name] for name in expected])
 
     def restore_model(self, kind: str, like: MetaState) -> MetaState:
-        """Reads a checkpoint's step, parameters and statistics; the optimiser's state is that of `like`.
-
-        The model may differ from the trained one in how it normalises: statistics that it has no use for are left, and
-        what TaskNorm adds to a layer starts as in `like`.
+        """Reads a checkpoint's step, parameters and statistics; see `fit_model`.
 
         Raises:
           DataError: as `restore`.
         """
-        stored, path = self.read(kind)
-        trained = {name.replace(".", "/"): leaf for name, leaf in stored.items() if not name.startswith("optimizer.")}
-        wanted = {"step": like.step, "params": like.params, "stats": like.stats}
-        named = tree.by_name(wanted)
-        for name in [*named, *trained]:
-            if name in named and name in trained:
-                fits = named[name].shape == trained[name].shape
-            else:
-                fits = name.endswith(OPTIONAL) or (name in trained and name.startswith("stats/"))
-            if not fits:
-                got = trained[name].shape if name in trained else "lacking"
-                want = named[name].shape if name in named else "unknown"
-                raise DataError(f"the checkpoint {path} is of another model: {name} is {got}, expected {want}")
-        return like.replace(**tree.map_named(lambda name, leaf: trained.get(name, leaf), wanted))
+        return fit_model(*self.read(kind), like)
 
     def read(self, kind: str) -> tuple[dict[str, np.ndarray], Path]:
         """All arrays of the checkpoint of that kind by name, such as 'params.encoder.block1.conv.kernel', and its path.
@@ -137,6 +122,35 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
             self._managers[kind] = ocp.CheckpointManager(self._folder / kind, options=options)
         return self._managers[kind]
+
+
+def fit_model(stored: Mapping[str, np.ndarray], path: Path, like: MetaState) -> MetaState:
+    """A state with the step, parameters and statistics that are stored; the optimiser's state is that of `like`.
+
+    The model may differ from the trained one in how it normalises: statistics that it has no use for are left, and
+    what TaskNorm adds to a layer starts as in `like`.
+
+    Args:
+      stored: arrays by name, as of `Checkpoints.read`.
+      path: where they come from, for messages.
+      like: the state to fill.
+
+    Raises:
+      DataError: they are of another model.
+    """
+    trained = {name.replace(".", "/"): leaf for name, leaf in stored.items() if not name.startswith("optimizer.")}
+    wanted = {"step": like.step, "params": like.params, "stats": like.stats}
+    named = tree.by_name(wanted)
+    for name in [*named, *trained]:
+        if name in named and name in trained:
+            fits = named[name].shape == trained[name].shape
+        else:
+            fits = name.endswith(OPTIONAL) or (name in trained and name.startswith("stats/"))
+        if not fits:
+            got = trained[name].shape if name in trained else "lacking"
+            want = named[name].shape if name in named else "unknown"
+            raise DataError(f"the checkpoint {path} is of another model: {name} is {got}, expected {want}")
+    return like.replace(**tree.map_named(lambda name, leaf: trained.get(name, leaf), wanted))
 
 
 def _flatten(state: PyTree) -> dict[str, Any]:

@@ -28,17 +28,21 @@ usage: maml-jax [VERB] [--config NAME] [--workdir DIR] [--config.FIELD=VALUE ...
 
   train      meta-train, then evaluate on the test split (the default). Run again on the same work directory, it goes on
              where it was.
-  evaluate   evaluate the run in --workdir, under the settings it was trained with unless told otherwise
+  evaluate   evaluate the run in --workdir, or --weights, under the settings of its training unless told otherwise
   prepare    build the data set's store, verify it and say what is in it; with --check, verify the one that is there
   compare    train and evaluate all methods, each with its configuration beside --config, and print one table
   reproduce  train what a published figure belongs to and print ours beside it; see maml-jax reproduce --help
-  audit      write a report on how far the accuracy of the run in --workdir can be trusted: with fewer queries, each by
-             itself, in other orders of the labels, ...; run again, it goes on where it was; --quick: on fewer tasks
+  audit      write a report on how far the accuracy of the run in --workdir, or of --weights, can be trusted: with
+             fewer queries, each by itself, in other orders of the labels, ...; run again, it goes on where it was;
+             --quick: on fewer tasks
   export     write the model of a run as a folder of plain files; see maml-jax export --help
   predict    tell the classes of your own pictures by a few of each; see maml-jax predict --help
 
   --config NAME           a configuration of configs/, or a file of yours (default: glyphs_5w1s, which needs no data)
   --workdir DIR           where checkpoints, metrics and results go (default: runs/NAME of the configuration)
+  --weights NAME_OR_DIR   what to evaluate or audit, in place of the run in --workdir: a model that comes with this
+                          program, such as glyphs_5w1s, or a folder of maml-jax export; results go to
+                          runs/weights/NAME unless --workdir says where; --own-code: import code of your own
   --config.FIELD=VALUE    sets one field, such as --config.inner.steps=10
   --version               versions of this program, of JAX and of Python
 
@@ -47,12 +51,14 @@ examples:
   maml-jax --config omniglot_5w1s --config.data.dir=datasets/omniglot --workdir runs/omniglot
   maml-jax evaluate --workdir runs/omniglot --config.eval.tasks=6000
   maml-jax evaluate --workdir runs/omniglot --config.model.norm=metabn
+  maml-jax audit --weights glyphs_5w1s
   maml-jax compare --config omniglot_5w1s --workdir runs/compare --config.data.dir=datasets/omniglot
 
 fields, with their defaults (a configuration may override them):
 """
 
 _VERBS = ("train", "evaluate", "prepare", "compare", "audit")
+_TESTING = ("evaluate", "audit")
 _WITH_ARGUMENTS_OF_THEIR_OWN = {
     "export": "maml_jax.models.weights",
     "predict": "maml_jax.models.classify",
@@ -106,9 +112,12 @@ def _run(arguments: list[str]) -> int:
     elif request.verb == "compare":
         _compare(request)
     elif request.verb == "audit":
-        return 0 if commands.audit(request.config, request.workdir, request.quick) else 1
+        passed = commands.audit(request.config, request.workdir, request.quick, request.weights, request.own_code)
+        return 0 if passed else 1
+    elif request.verb == "evaluate":
+        commands.evaluate(request.config, request.workdir, request.weights, request.own_code)
     else:
-        {"train": commands.train, "evaluate": commands.evaluate}[request.verb](request.config, request.workdir)
+        commands.train(request.config, request.workdir)
     return 0
 
 
@@ -136,6 +145,8 @@ class Request(NamedTuple):
       workdir: the work directory.
       check: whether to verify a store that is there.
       quick: whether to audit on a tenth of the tasks.
+      weights: the model to test, in place of that of the work directory; None for the latter.
+      own_code: whether to import code of the user's own that they need.
       file: of the configuration; None if it is that of the work directory.
       rest: the arguments that set fields, among others.
     """
@@ -145,6 +156,8 @@ class Request(NamedTuple):
     workdir: Path
     check: bool
     quick: bool
+    weights: str | None
+    own_code: bool
     file: Path | None
     rest: list[str]
 
@@ -168,11 +181,7 @@ def _parse(arguments: list[str]) -> Request:
     flags.DEFINE_string("config", None, "", flag_values=values)
     rest = values(["maml-jax", *arguments], known_only=True)  # overrides stay, and verbs
     workdir = Path(values.workdir) if values.workdir else None
-    if workdir and {"evaluate", "audit"} & set(rest) and values.config is None:
-        file, config = None, config_lib.load(config_lib.existing(workdir) / "config.json")
-    else:
-        file, given = config_lib.find(values.config or _DEFAULT)
-        config = config_lib.from_file(file, *given)
+    file, config = _configuration(values, workdir, testing=bool(set(_TESTING) & set(rest)))
     config, verbs = _overridden(config, rest)
     if len(verbs) > 1 or not set(verbs) <= set(_VERBS):
         raise ConfigError(
@@ -184,13 +193,45 @@ def _parse(arguments: list[str]) -> Request:
         raise ConfigError("--check goes with prepare: maml-jax prepare --check")
     if values.quick and verb != "audit":
         raise ConfigError("--quick goes with audit: maml-jax audit --workdir DIR --quick")
+    if values.weights and verb not in _TESTING:
+        raise ConfigError(
+            f"--weights goes with {', '.join(_TESTING)} and predict; to train on from there",
+            {"train.start": values.weights},
+        )
     config_lib.check(config)
-    return Request(verb, config, workdir or Path("runs") / file.stem, values.check, values.quick, file, rest)
+    own_code = values["own-code"].value
+    if workdir is None:
+        workdir = _results_of(values.weights) if values.weights else Path("runs") / file.stem
+    return Request(verb, config, workdir, values.check, values.quick, values.weights, own_code, file, rest)
+
+
+def _configuration(
+    values: flags.FlagValues, workdir: Path | None, testing: bool
+) -> tuple[Path | None, ml_collections.ConfigDict]:
+    """The configuration before fields are set, and its file; None if it is that of a trained model."""
+    if testing and values.config is None and values.weights:
+        from maml_jax.models.tested import settings  # with all that it needs, which takes long
+
+        return None, settings(values.weights)
+    if testing and values.config is None and workdir:
+        if (workdir / "model.safetensors").exists():
+            raise ConfigError(f"--workdir {workdir} holds exported weights, and no run; use --weights {workdir}")
+        return None, config_lib.load(config_lib.existing(workdir) / "config.json")
+    file, given = config_lib.find(values.config or _DEFAULT)
+    return file, config_lib.from_file(file, *given)
+
+
+def _results_of(weights: str) -> Path:
+    from maml_jax.models.tested import results_folder
+
+    return results_folder(weights)
 
 
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_string("weights", None, "", flag_values=values)
+    flags.DEFINE_boolean("own-code", False, "", flag_values=values)
     flags.DEFINE_boolean("check", False, "", flag_values=values)
     flags.DEFINE_boolean("quick", False, "", flag_values=values)
     return values

@@ -1,9 +1,9 @@
 """What the command line's verbs do, as functions of a checked configuration."""
 
-import contextlib
-import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any
 
 import jax
 
@@ -12,16 +12,17 @@ from maml_jax import data, report, results
 from maml_jax import train as training
 from maml_jax.checkpoint import Checkpoints
 from maml_jax.config import Config
-from maml_jax.config.transfer import for_data
 from maml_jax.data.account import in_words
-from maml_jax.errors import ConfigError, DataError
+from maml_jax.errors import ConfigError
 from maml_jax.evaluate import Evaluation, Evaluator
 from maml_jax.experiment import Experiment, stored_data
 from maml_jax.experiment.pretraining import pretraining
 from maml_jax.files import write_whole
 from maml_jax.meta.step import MetaState
 from maml_jax.models.start import begin_from, take
-from maml_jax.progress import say, silence
+from maml_jax.models.tested import to_test
+from maml_jax.progress import say
+from maml_jax.startup import open_experiment, start_jax
 
 
 def train(config: Config, workdir: Path) -> Evaluation | None:
@@ -35,12 +36,14 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
     if stored.exists():
         config_lib.check_same_run(config, config_lib.load(stored), workdir)
     start_jax(config.parallel)
-    experiment = _start(config, workdir)
+    experiment = open_experiment(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         write_whole(stored, lambda file: file.write(config_lib.to_json(config).encode()))
     training.train(experiment, workdir, _begun(config, experiment, workdir))
-    return _evaluate(experiment, restore(experiment, workdir), workdir)
+    with Checkpoints(workdir / "checkpoints") as checkpoints:  # with a fresh optimiser's state
+        learned = checkpoints.restore_model(experiment.testing.checkpoint, experiment.fresh_state())
+    return _evaluate(experiment, learned, workdir)
 
 
 def _begun(config: Config, experiment: Experiment, workdir: Path) -> MetaState | None:
@@ -64,40 +67,51 @@ def _pretrained(config: Config, experiment: Experiment, folder: Path) -> MetaSta
     return take(found.params, found.stats, experiment.fresh_state(), f"{folder}, step {int(found.step)}", "encoder/")
 
 
-def evaluate(config: Config, workdir: Path) -> Evaluation | None:
-    """Evaluates the run in a work directory under `config`, writes and prints what came of it.
+def evaluate(config: Config, workdir: Path, weights: str | None = None, own_code: bool = False) -> Evaluation | None:
+    """Evaluates a trained model under `config`, writes and prints what came of it.
+
+    Args:
+      config: what it is tested under.
+      workdir: where results go; of the run, if no other model is given.
+      weights: the name or the folder of a model, see `models.tested.settings`.
+      own_code: see `models.tested.to_test`.
 
     Returns:
       The outcome; None in all processes but the first.
 
     Raises:
-      UserError: there is no run, or it does not fit the configuration.
+      UserError: there is no such model, or it does not fit the configuration.
     """
-    run = trained_run(config, workdir)
-    return _evaluate(run.experiment, run.state, workdir)
+    run = to_test(config, workdir, weights, own_code)
+    workdir.mkdir(parents=True, exist_ok=True)
+    return _evaluate(run.experiment, run.state, workdir, run.origin)
 
 
-def audit(config: Config, workdir: Path, quick: bool = False) -> bool:
-    """Audits the run in a work directory, and writes `audit/report.md` there.
+def audit(
+    config: Config, workdir: Path, quick: bool = False, weights: str | None = None, own_code: bool = False
+) -> bool:
+    """Audits a trained model, and writes `audit/report.md` into a work directory.
 
     Args:
       config: what it is tested under.
-      workdir: of the run.
+      workdir: where the audit goes; of the run, if no other model is given.
       quick: take a tenth of the tasks.
+      weights: as of `evaluate`.
+      own_code: as of `evaluate`.
 
     Returns:
       Whether it passed: no prediction that should not depend on other queries does.
 
     Raises:
-      UserError: there is no run, or it does not fit the configuration.
+      UserError: there is no such model, or it does not fit the configuration.
     """
     from maml_jax import audit as auditing  # draws pictures, which takes long to load
     from maml_jax.audit.subject import Subject, protocol_of
 
     if config.parallel.processes > 1:
         raise ConfigError("an audit is made by one process", {"parallel.processes": 1})
-    run = trained_run(config, workdir)
-    subject = Subject.of(*run, quick)
+    run = to_test(config, workdir, weights, own_code)
+    subject = Subject.of(run.config, run.trained, run.experiment, run.state, quick)
     protocol = protocol_of(run.config, run.experiment, run.state, subject)
     folder = workdir / auditing.FOLDER
     measures = auditing.audit(subject, protocol, run.experiment.stores, folder)
@@ -108,113 +122,14 @@ def audit(config: Config, workdir: Path, quick: bool = False) -> bool:
     return passed
 
 
-class Run(NamedTuple):
-    """A trained run, to be tested.
-
-    Attributes:
-      config: what it is tested under.
-      trained: what it was trained under.
-      experiment: of `config`.
-      state: what was learned.
-    """
-
-    config: Config
-    trained: Config
-    experiment: Experiment
-    state: MetaState
-
-
-def trained_run(config: Config, workdir: Path) -> Run:
-    """The run in a work directory, to be tested under `config`.
-
-    Raises:
-      UserError: there is no run, or it does not fit the configuration.
-    """
-    trained = config_lib.load(config_lib.existing(workdir) / "config.json")
-    start_jax(config.parallel)
-    if config.data.name != trained.data.name:
-        with Checkpoints(workdir / "checkpoints") as checkpoints:
-            arrays, _ = checkpoints.read(config.eval.checkpoint)
-        parameters = {name.removeprefix("params.").replace(".", "/"): leaf for name, leaf in arrays.items()}
-        config = for_data(config, trained, parameters)
-    experiment = _start(config, workdir, trained)
-    try:
-        return Run(config, trained, experiment, restore(experiment, workdir))
-    except DataError as error:
-        raise _misfit(error, config, workdir) from error
-
-
-def _start(config: Config, workdir: Path, trained: Config | None = None) -> Experiment:
-    """Opens the data and builds the experiment: to train, unless it has been `trained`."""
-    if config.model.precision == "float32":
-        jax.config.update("jax_default_matmul_precision", "float32")
-    stores = data.open_stores(stored_data(config))
-    experiment = Experiment.of(config, stores, trained is None, trained)
-    jax.config.update("jax_compilation_cache_dir", str(data.default_cache_dir() / "xla"))
-    say(
-        f"jax {jax.__version__} on {len(jax.devices())} {jax.devices()[0].device_kind} device(s), "
-        f"work directory {workdir}"
-    )
-    say_what_surprises(experiment)
-    return experiment
-
-
-def say_what_surprises(experiment: Experiment) -> None:
-    """Says what a user might not expect of the devices, or of JAX's own settings."""
-    used, there, tasks = len(experiment.devices), len(jax.devices()), experiment.training.tasks
-    if experiment.tasks is not None and used < there:
-        say(f"{used} of the {there} devices take part in training, which share train.tasks={tasks} evenly")
-    if jax.config.jax_enable_x64:
-        say("JAX_ENABLE_X64 is set: images, parameters and results are float32 all the same")
-
-
-def start_jax(parallel: Config) -> None:
-    """Sets up the devices of this process, and its place among several.
-
-    A CPU is made several devices, which take tasks side by side: on small tensors, XLA alone leaves cores idle.
-    """
-    with contextlib.suppress(RuntimeError):  # JAX has started, as within a program of the user's own
-        jax.config.update("jax_num_cpu_devices", parallel.cpu_devices or _cores())
-    if parallel.coordinator == "auto":
-        jax.distributed.initialize()
-    elif parallel.coordinator:
-        jax.distributed.initialize(parallel.coordinator, parallel.processes, parallel.process)
-    if jax.process_index() > 0:
-        silence()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def restore(experiment: Experiment, workdir: Path) -> MetaState:
-    """What a run has learned, from the checkpoint that `testing.checkpoint` names, with a fresh optimiser's state.
-
-    Raises:
-      DataError: there is no checkpoint, it cannot be read, or it is of another model.
-    """
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        return checkpoints.restore_model(experiment.testing.checkpoint, experiment.fresh_state())
-
-
-def _misfit(error: DataError, config: Config, workdir: Path) -> DataError:
-    """The error of a checkpoint that does not fit, with the settings of the model that differ from its training."""
-    trained = config_lib.load(workdir / "config.json")
-    old, new = config_lib.flatten(trained), config_lib.flatten(config)
-    sections = ("model.", "task.way", "data.image_size", "inner.learn_rates", "inner.rates_per_step", "inner.steps")
-    changed = [field for field in new if field.startswith(sections) and new[field] != old[field]]
-    if not changed:
-        return error
-    differences = ", ".join(f"{field} is {new[field]!r} and was {old[field]!r}" for field in changed)
-    return DataError(f"{error.facts}; of the settings, {differences}", {field: old[field] for field in changed})
-
-
-def _evaluate(experiment: Experiment, state: MetaState, workdir: Path) -> Evaluation | None:
+def _evaluate(
+    experiment: Experiment, state: MetaState, workdir: Path, origin: Mapping[str, Any] = MappingProxyType({})
+) -> Evaluation | None:
     t = experiment.testing
     result = Evaluator(experiment, t.split)(state.params, state.stats, t.tasks, show=True)
     if jax.process_index() > 0:
         return None
-    results.write(workdir, experiment, result, int(state.step))
+    results.write(workdir, experiment, result, int(state.step), origin)
     if report.is_curve(experiment):
         report.draw_curves(experiment, state, workdir / "report" / "curves.png")
     facts = t.facts

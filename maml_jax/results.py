@@ -5,7 +5,9 @@ import io
 import itertools
 import platform
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -19,10 +21,13 @@ from maml_jax.files import to_json, write_whole
 
 FOLDER = "eval"
 QUANTILES = (0.01, 0.05, 0.25)
+_OF_THE_RUN: Mapping[str, Any] = MappingProxyType({})
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
 
-def write(folder: Path, experiment: Experiment, evaluation: Evaluation, step: int) -> Path:
+def write(
+    folder: Path, experiment: Experiment, evaluation: Evaluation, step: int, origin: Mapping[str, Any] = _OF_THE_RUN
+) -> Path:
     """Writes the figures of an evaluation with their protocol, and its tasks, into the folder of a run.
 
     They go to `eval/NAME.json` and `eval/NAME.npz`, under a name that says the protocol. What another evaluation left
@@ -33,12 +38,13 @@ def write(folder: Path, experiment: Experiment, evaluation: Evaluation, step: in
       experiment: what the evaluation ran under.
       evaluation: its outcome.
       step: meta-steps of the checkpoint evaluated.
+      origin: what else tells the model from others, such as the name of its weights, if it is not that of the run.
 
     Returns:
       The path of `eval/NAME.json`.
     """
     arrays = task_arrays(experiment, evaluation)
-    report = to_json(describe(experiment, evaluation, step, arrays)).encode()
+    report = to_json({**describe(experiment, evaluation, step, arrays), **origin}).encode()
     packed = io.BytesIO()
     np.savez(packed, **arrays)
     (folder / FOLDER).mkdir(exist_ok=True)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maml_jax import commands, tree
+from maml_jax import startup, tree
 from maml_jax.config import default
 from maml_jax.errors import ConfigError, DataError
 from maml_jax.experiment.method import build_inner
@@ -92,5 +92,5 @@ def test_what_surprises_is_said_in_one_line(devices, tasks, x64, said, capsys):
     training = types.SimpleNamespace(tasks=tasks)
     experiment = types.SimpleNamespace(devices=jax.devices()[:devices], training=training, tasks=object())
     with jax.enable_x64(x64):
-        commands.say_what_surprises(experiment)
+        startup.say_what_surprises(experiment)
     assert capsys.readouterr().err.strip() == said

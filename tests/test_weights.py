@@ -117,7 +117,7 @@ def test_damage_is_noticed(exported, name, damage):
 
 
 def _sign(folder):
-    sums = {name: weights._sha256(folder / name) for name in FILES if name != "checksums.json"}
+    sums = {name: weights.sha256(folder / name) for name in FILES if name != "checksums.json"}
     (folder / "checksums.json").write_text(json.dumps(sums))
 
 

@@ -51,13 +51,16 @@ def load(name_or_dir: str | os.PathLike[str], own_code: bool = False) -> Trained
     Raises:
       DataError: there is no such model, or its files are missing, damaged, altered, or of something else.
     """
-    folder = _resolve(str(name_or_dir))
+    folder = find(name_or_dir)
     try:
-        if (folder / CHECKSUMS).exists() or (folder / ARRAYS).exists():
-            return _from_folder(folder, own_code)
-        return _from_run(folder, own_code)
+        return _from_folder(folder, own_code) if is_exported(folder) else _from_run(folder, own_code)
     except ConfigError as error:
         raise DataError(f"cannot use the model {folder}: {error.facts}") from error
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a folder is what `export` writes, against the work directory of a run, which is checked no further."""
+    return (folder / CHECKSUMS).exists() or (folder / ARRAYS).exists()
 
 
 def shipped() -> list[str]:
@@ -79,7 +82,7 @@ def export(workdir: Path, folder: Path, own_code: bool = False) -> None:
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= _NAMES):
         raise DataError(f"{folder} holds something else; name another folder, or an empty one")
     model = load(workdir, own_code)
-    arrays = {name: np.asarray(leaf) for name, leaf in _named(model).items()}
+    arrays = {name: np.asarray(leaf) for name, leaf in named(model).items()}
     facts = {"step": str(model.step)}  # one, for the order of several is another every time, and so were the SHA-256
     content = {
         ARRAYS: safetensors.numpy.save(arrays, facts),
@@ -119,7 +122,9 @@ def _write_folder(folder: Path, content: Mapping[str, bytes]) -> None:
         raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
-def _resolve(text: str) -> Path:
+def find(name_or_dir: str | os.PathLike[str]) -> Path:
+    """The folder that a model's name, or a path, stands for; a DataError if there is none."""
+    text = str(name_or_dir)
     if text in shipped():
         return SHIPPED / text
     if Path(text).is_dir():
@@ -131,19 +136,29 @@ def _resolve(text: str) -> Path:
     raise DataError(f"there is no trained model {text!r}: no such folder, and no such name; {hint}")
 
 
-def _from_folder(folder: Path, own_code: bool) -> Trained:
+def settings(folder: Path) -> Config:
+    """The configuration that an exported model was trained under, once all files are what they were when written.
+
+    Raises:
+      DataError: files are missing, damaged, altered, or of something else.
+      ConfigError: it holds a field or value that does not exist.
+    """
     with _damage(folder / CHECKSUMS):
         sums = json.loads(_read(folder / CHECKSUMS))
         if not isinstance(sums, dict) or set(sums) != _NAMES - {CHECKSUMS}:
             raise ValueError("it does not list the files that belong to a model")
     for name in sums:
-        if _sha256(folder / name) != sums[name]:
+        if sha256(folder / name) != sums[name]:
             raise DataError(f"{folder / name} is damaged or was altered: its SHA-256 is not that of {CHECKSUMS}")
     with _damage(folder / CONFIG):
         stored = json.loads(_read(folder / CONFIG))
         if stored.pop("format") != FORMAT:
             raise ValueError("it is of another format, which another version of this program wrote")
-    config = config_lib.from_json(json.dumps(stored), folder / CONFIG)
+    return config_lib.from_json(json.dumps(stored), folder / CONFIG)
+
+
+def _from_folder(folder: Path, own_code: bool) -> Trained:
+    config = settings(folder)
     with _damage(folder / ARRAYS), safetensors.safe_open(folder / ARRAYS, framework="numpy") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
         kinds = {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
@@ -228,9 +243,10 @@ def _trained(config: Config, channels: int, like: PyTree, arrays: Mapping, step:
     return Trained(config.lock(), channels, filled["params"], filled["stats"], step)
 
 
-def _named(model: Trained) -> dict[str, Any]:
-    named = tree.by_name({"params": model.params, "stats": model.stats})
-    return {name.replace("/", "."): leaf for name, leaf in named.items()}
+def named(model: Trained) -> dict[str, Any]:
+    """All arrays of a model by the names that they are stored under, such as 'params.encoder.block1.conv.kernel'."""
+    leaves = tree.by_name({"params": model.params, "stats": model.stats})
+    return {name.replace("/", "."): leaf for name, leaf in leaves.items()}
 
 
 @contextlib.contextmanager
@@ -262,7 +278,8 @@ def _size(path: Path) -> None:
         raise DataError(f"{path} is no file")
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits; a DataError if it cannot be read."""
     _size(path)
     with _damage(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

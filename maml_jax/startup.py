@@ -1,0 +1,64 @@
+"""What every verb begins with: the devices, the data, and the experiment built of them."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import jax
+
+from maml_jax import data
+from maml_jax.config import Config
+from maml_jax.experiment import Experiment, stored_data
+from maml_jax.progress import say, silence
+
+
+def start_jax(parallel: Config) -> None:
+    """Sets up the devices of this process, and its place among several.
+
+    A CPU is made several devices, which take tasks side by side: on small tensors, XLA alone leaves cores idle.
+    """
+    with contextlib.suppress(RuntimeError):  # JAX has started, as within a program of the user's own
+        jax.config.update("jax_num_cpu_devices", parallel.cpu_devices or _cores())
+    if parallel.coordinator == "auto":
+        jax.distributed.initialize()
+    elif parallel.coordinator:
+        jax.distributed.initialize(parallel.coordinator, parallel.processes, parallel.process)
+    if jax.process_index() > 0:
+        silence()
+
+
+def open_experiment(config: Config, workdir: Path, trained: Config | None = None) -> Experiment:
+    """Opens the data and builds the experiment: to train, unless it has been `trained`.
+
+    Args:
+      config: checked.
+      workdir: where results go, for the message.
+      trained: the configuration that the model was trained under.
+
+    Raises:
+      UserError: data and configuration do not go together.
+    """
+    if config.model.precision == "float32":
+        jax.config.update("jax_default_matmul_precision", "float32")
+    stores = data.open_stores(stored_data(config))
+    experiment = Experiment.of(config, stores, trained is None, trained)
+    jax.config.update("jax_compilation_cache_dir", str(data.default_cache_dir() / "xla"))
+    say(
+        f"jax {jax.__version__} on {len(jax.devices())} {jax.devices()[0].device_kind} device(s), "
+        f"work directory {workdir}"
+    )
+    say_what_surprises(experiment)
+    return experiment
+
+
+def say_what_surprises(experiment: Experiment) -> None:
+    """Says what a user might not expect of the devices, or of JAX's own settings."""
+    used, there, tasks = len(experiment.devices), len(jax.devices()), experiment.training.tasks
+    if experiment.tasks is not None and used < there:
+        say(f"{used} of the {there} devices take part in training, which share train.tasks={tasks} evenly")
+    if jax.config.jax_enable_x64:
+        say("JAX_ENABLE_X64 is set: images, parameters and results are float32 all the same")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
