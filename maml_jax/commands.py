@@ -186,7 +186,8 @@ def _misfit(error: DataError, config: Config, workdir: Path) -> DataError:
     """The error of a checkpoint that does not fit, with the settings of the model that differ from its training."""
     trained = config_lib.load(workdir / "config.json")
     old, new = config_lib.flatten(trained), config_lib.flatten(config)
-    sections = ("model.", "task.way", "data.image_size", "inner.learn_rates", "inner.rates_per_step", "inner.steps")
+    shaping = ("learn_rates", "rates_per_step", "precondition", "steps")
+    sections = ("model.", "task.way", "data.image_size", *(f"inner.{name}" for name in shaping))
     changed = [field for field in new if field.startswith(sections) and new[field] != old[field]]
     if not changed:
         return error
