@@ -18,20 +18,32 @@ METHODS = {
     "metasgd": "Meta-SGD",
     "mamlpp": "MAML++",
     "tasknorm": "TaskNorm-I",
+    "unicorn": "UNICORN-MAML",
+    "protomaml": "Proto-MAML",
+    "protonet": "ProtoNet",
+    "reptile": "Reptile",
+    "imaml": "iMAML",
+    "curvature": "Meta-Curvature",
+    "tnet": "T-net",
+    "cavia": "CAVIA",
 }
 """By what their configurations' names end with."""
 
 
 def files(base: Path) -> dict[str, Path]:
-    """The configuration of each method, beside that of MAML.
+    """The configuration of MAML, and of each method that has one beside it.
 
     Raises:
-      ConfigError: a method has none.
+      ConfigError: no method has.
     """
-    found = {suffix: base.with_stem("_".join(filter(None, (base.stem, suffix)))) for suffix in METHODS}
-    for file in found.values():
-        if not file.exists():
-            raise ConfigError(f"compare needs {file}; give the configuration of MAML, such as --config omniglot_5w1s")
+    named = {suffix: base.with_stem("_".join(filter(None, (base.stem, suffix)))) for suffix in METHODS}
+    found = {suffix: file for suffix, file in named.items() if file.exists()}
+    if len(found) < 2:
+        others = ", ".join(file.name for suffix, file in named.items() if suffix)
+        raise ConfigError(
+            f"compare finds no method's configuration beside {base}, which would be any of {others}; give the "
+            "configuration of MAML, such as --config omniglot_5w1s"
+        )
     return found
 
 

@@ -120,12 +120,14 @@ BOUNDARIES = {
     "inner.epsilon": (1e-18,),
     "inner.clip": (0.0,),
     "inner.weight_decay": (0.0,),
+    "inner.proximal": (0.0, 1.0),
     "outer.rate": (1e-30,),
     "outer.momentum": (0.0,),
     "outer.weight_decay": (0.0,),
     "outer.clip": (0.0,),
     "outer.multi_step": (0, 1),
     "outer.first_order": (0, 1),
+    "outer.cg_steps": (5,),  # the default, without imaml
     "outer.milestones": ((), (0,), (5, 5), (9, 3)),
     "outer.factor": (1e-9, 2.0),
     "train.pretrain": (1,),
@@ -168,12 +170,14 @@ REFUSED = {
     "inner.epsilon": (0.0, 1e-19),
     "inner.clip": (-0.1,),
     "inner.weight_decay": (-1e-9,),
+    "inner.proximal": (-1e-9,),
     "outer.rate": (0.0,),
     "outer.momentum": (1.0,),
     "outer.weight_decay": (-1e-9,),
     "outer.clip": (-1.0,),
     "outer.multi_step": (-1,),
     "outer.first_order": (-1,),
+    "outer.cg_steps": (-1, 0),
     "outer.milestones": ((-1,), (1.5,), (True,), (2**31,)),
     "outer.factor": (0.0,),
     "train.pretrain": (-1,),
@@ -236,7 +240,8 @@ def values(name):
 # Which fields contradict each other stands in `maml_jax.config.checks`; these are drawn more often.
 TOGETHER = """data.name task.way model.encoder model.norm model.head model.loss inner.steps inner.head_rate inner.fixed
 inner.learn_rates inner.rates_per_step inner.positive_rates inner.first_order outer.multi_step outer.first_order
-train.validate_every eval.way eval.checkpoint eval.head eval.steps outer.method"""
+inner.precondition inner.proximal outer.method outer.cg_steps
+train.validate_every eval.way eval.checkpoint eval.head eval.steps"""
 draws = st.lists(st.sampled_from([*BY_NAME, *TOGETHER.split() * 8]), max_size=12, unique=True).flatmap(
     lambda names: st.fixed_dictionaries({name: values(name) for name in names})
 )

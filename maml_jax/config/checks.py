@@ -8,7 +8,7 @@ import ml_collections
 from maml_jax.config.fields import BY_NAME
 from maml_jax.data import DATA_SETS
 from maml_jax.errors import ConfigError
-from maml_jax.experiment.method import METHODS
+from maml_jax.experiment.method import METHODS, silent
 from maml_jax.nn.norm import Normalization
 from maml_jax.nn.starts import STARTS
 
@@ -109,17 +109,23 @@ def _check_regression(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_method(config: ml_collections.ConfigDict) -> None:
-    """Refuses settings that say nothing to the method."""
-    for name in METHODS[config.outer.method].without:
+    """Refuses settings that say nothing to the method, and those that leave out what it needs."""
+    method = config.outer.method
+    for name in silent(method):
         if _value(config, name) != BY_NAME[name].default:
             raise ConfigError(
-                f"{name}={_value(config, name)!r} says nothing with outer.method={config.outer.method!r}",
+                f"{name}={_value(config, name)!r} says nothing with outer.method={method!r}",
                 {name: BY_NAME[name].default},
             )
-    for name, value, why in METHODS[config.outer.method].refuses:
+    for name, value in METHODS[method].needs.items():
+        if _value(config, name) == BY_NAME[name].default:
+            raise ConfigError(
+                f"{name}={_value(config, name)!r} will not do with outer.method={method!r}", {name: value}
+            )
+    for name, value, why in METHODS[method].refuses:
         if _value(config, name) == value:
             raise ConfigError(
-                f"{name}={value!r} does not go with outer.method={config.outer.method!r}: {why}",
+                f"{name}={value!r} does not go with outer.method={method!r}: {why}",
                 {name: BY_NAME[name].default},
             )
 
@@ -237,6 +243,9 @@ def _check_ways(config: ml_collections.ConfigDict) -> None:
     if config.inner.learn_rates == "element":
         fixed.append("a rate for each element of the head")
         settings["inner.learn_rates"] = "tensor"
+    if config.inner.precondition != "none":
+        fixed.append("a preconditioner of the head")
+        settings["inner.precondition"] = "none"
     if fixed:
         facts = f"eval.way={config.eval.way} differs from task.way={config.task.way}, but {' and '.join(fixed)} "
         facts += f"{'has' if len(fixed) == 1 else 'have'} a fixed number of ways"

@@ -26,7 +26,7 @@ from maml_jax.config.rules import (
 )
 from maml_jax.data import DATA_SETS
 from maml_jax.data.augment import AUGMENTATIONS
-from maml_jax.experiment.method import METHODS
+from maml_jax.experiment.method import METHODS, PRECONDITIONERS
 from maml_jax.meta.rates import KINDS as RATES
 from maml_jax.nn.encoders import ENCODERS
 from maml_jax.nn.loss import LOSSES
@@ -181,6 +181,18 @@ FIELDS = (
         "learned rates of their own for each inner step (with learn_rates=tensor: LSLR of MAML++)",
     ),
     tied("inner.positive_rates", False, ANY, "keep learned rates > 0, by learning their logarithms"),
+    tied(
+        "inner.precondition",
+        "none",
+        one_of("none", *PRECONDITIONERS, curvature="Meta-Curvature"),
+        "learn a linear map of inner gradients",
+    ),
+    tied(
+        "inner.proximal",
+        0.0,
+        at_least(0),
+        "λ of λ/2 ‖θ' − θ‖² beside the support loss, which keeps near the start; 0: none",
+    ),
     tied("inner.first_order", False, ANY, "FOMAML: inner gradients are constants to the outer loop"),
     tied(
         "inner.checkpoint",
@@ -210,6 +222,7 @@ FIELDS = (
     tied(
         "outer.first_order", 0, at_least(0), "MAML++: first-order meta-steps at the start, before those of second order"
     ),
+    tied("outer.cg_steps", 5, at_least(0), "of conjugate gradients, for imaml"),
     free(
         "outer.schedule",
         "constant",

@@ -1,19 +1,22 @@
 """From a configuration to the method, its learner, and the optimisers."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import ml_collections
 import optax
 
+from maml_jax.meta.implicit import ImplicitMaml
 from maml_jax.meta.inner import InnerLoop, all_but, descent
 from maml_jax.meta.method import Method
 from maml_jax.meta.outer import Annealing, Maml
+from maml_jax.meta.precondition import Curvature
 from maml_jax.meta.rates import LearnedRates
 from maml_jax.meta.reptile import Reptile
 from maml_jax.nn.classifier import Classifier
+from maml_jax.nn.context import ZeroContext
 from maml_jax.nn.encoders import encoder
 from maml_jax.nn.head import LinearHead
 from maml_jax.nn.kernels.budget import default_piece
@@ -30,11 +33,15 @@ class MethodEntry(NamedTuple):
     Attributes:
       make: the method, of a learner, an inner loop and a configuration.
       without: fields that say nothing to it, and so must be as they are by default.
+      own: fields that say something to no method that does not name them here.
+      needs: fields that must not be as they are by default, with a value that will do.
       refuses: values of fields that it can do nothing with, and why not.
     """
 
     make: Callable[[FlaxLearner, InnerLoop, ml_collections.ConfigDict], Method]
     without: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    needs: Mapping[str, float] = {}
     refuses: tuple[tuple[str, Any, str], ...] = ()
 
 
@@ -42,21 +49,32 @@ def _maml(learner: FlaxLearner, inner: InnerLoop, config: ml_collections.ConfigD
     return Maml(learner, inner, config.inner.steps, Annealing(config.outer.multi_step, config.outer.first_order))
 
 
+# What says nothing where no derivative goes through the inner loop.
+_LEARNED = ("inner.rates_per_step", "inner.positive_rates", "inner.learn_rates", "inner.precondition")
+_THROUGH = (*_LEARNED, "inner.first_order", "outer.multi_step", "outer.first_order")
 METHODS = {
     "maml": MethodEntry(_maml),
     "reptile": MethodEntry(
         lambda learner, inner, config: Reptile(learner, inner, config.inner.steps),
-        without=(
-            "inner.first_order",
-            "inner.learn_rates",
-            "inner.rates_per_step",
-            "inner.positive_rates",
-            "outer.multi_step",
-            "outer.first_order",
-        ),
+        without=_THROUGH,
         refuses=(("model.head", "shared", "where the vectors of classes went to is not where one vector should go"),),
     ),
+    "imaml": MethodEntry(
+        lambda learner, inner, config: ImplicitMaml(learner, inner, config.inner.steps, config.outer.cg_steps),
+        without=(*_THROUGH, "inner.weight_decay", "inner.checkpoint", "inner.forward_over_reverse"),
+        own=("outer.cg_steps",),
+        needs={"inner.proximal": 2.0},
+    ),
 }
+PRECONDITIONERS = {"curvature": Curvature()}
+"""By the names that `inner.precondition` takes, beside 'none'."""
+
+
+def silent(method: str) -> tuple[str, ...]:
+    """The fields that say nothing to a method, its own `without` and what is another's `own`."""
+    entry = METHODS[method]
+    others = {name for other in METHODS.values() for name in other.own} - set(entry.own)
+    return (*entry.without, *sorted(others))
 
 
 def build_method(config: ml_collections.ConfigDict, way: int) -> Method:
@@ -66,7 +84,7 @@ def build_method(config: ml_collections.ConfigDict, way: int) -> Method:
 
 def build_tested(config: ml_collections.ConfigDict, way: int) -> Method:
     """The method at meta-test, where the head may start elsewhere, and rates be others."""
-    learner = dataclasses.replace(build_learner(config, way), starts=STARTS[config.eval.head])
+    learner = dataclasses.replace(build_learner(config, way), starts=ZeroContext(STARTS[config.eval.head]))
     inner, factor = build_inner(config), config.eval.rate_factor
     if factor != 1:
         inner = dataclasses.replace(inner, optimizer=optax.chain(inner.optimizer, optax.scale(factor)))
@@ -84,7 +102,7 @@ def build_learner(config: ml_collections.ConfigDict, way: int) -> FlaxLearner:
         piece=m.piece_mib * 2**20 or _default_piece(config, network),
         half=m.precision == "bfloat16",
     )
-    return FlaxLearner(classifier, LOSSES[m.loss], STARTS[m.head])
+    return FlaxLearner(classifier, LOSSES[m.loss], ZeroContext(STARTS[m.head]))
 
 
 def _default_piece(config: ml_collections.ConfigDict, network: nn.Module) -> int:
@@ -115,6 +133,8 @@ def build_inner(config: ml_collections.ConfigDict) -> InnerLoop:
         checkpoint=c.checkpoint,
         forward_over_reverse=c.forward_over_reverse,
         rates=rates,
+        precondition=PRECONDITIONERS.get(c.precondition),
+        proximal=c.proximal,
     )
 
 

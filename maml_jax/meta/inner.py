@@ -1,11 +1,8 @@
 """The inner loop: adapting parameters to one task's support set."""
 
 import dataclasses
-import functools
-import math
 import re
 from collections.abc import Callable
-from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +10,12 @@ import optax
 from jax import lax
 
 from maml_jax import tree
+from maml_jax.derivatives import CHECKPOINTS, Checkpoint, by_forward_over_reverse, scan
 from maml_jax.meta.learner import Learner, Pass, Phase
+from maml_jax.meta.precondition import Curvature
 from maml_jax.meta.rates import LearnedRates, Rates, descend
 from maml_jax.tree import PyTree
 
-Checkpoint = Literal["none", "step", "nested"]
-CHECKPOINTS: tuple[Checkpoint, ...] = get_args(Checkpoint)
 Watch = Callable[[jax.Array, PyTree, PyTree, jax.Array], PyTree]
 """What to keep of inner step k: a function of the support loss before it, the parameters and the statistics after it,
 and k from 0."""
@@ -50,6 +47,8 @@ class InnerLoop:
         inner gradient (Kemaev et al. 2025, arXiv:2505.00793); the result is the same. The other way, reverse over
         reverse, keeps more intermediate results, which weighs in deep encoders.
       rates: the inner rates that are meta-learned, if any.
+      precondition: the linear map of inner gradients that is meta-learned, if any.
+      proximal: λ of a term λ/2 ‖θ' − θ‖² beside the support loss, which holds an episode near its start; 0: none.
 
     Raises:
       ValueError: `checkpoint` is none of `CHECKPOINTS`.
@@ -61,10 +60,18 @@ class InnerLoop:
     checkpoint: Checkpoint = "step"
     forward_over_reverse: bool = False
     rates: LearnedRates | None = None
+    precondition: Curvature | None = None
+    proximal: float = 0.0
 
     def __post_init__(self):
         if self.checkpoint not in CHECKPOINTS:
             raise ValueError(f"checkpoint={self.checkpoint!r} must be one of {', '.join(CHECKPOINTS)}")
+
+    @property
+    def learned(self) -> dict[str, LearnedRates | Curvature]:
+        """What of the rule is meta-learned, by its name in the dict of meta-parameters, beside the model's parts."""
+        parts = {"rates": self.rates, "precondition": self.precondition}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def start(
         self, learner: Learner, params: PyTree, stats: PyTree, support_x: jax.Array, support_y: jax.Array
@@ -74,8 +81,8 @@ class InnerLoop:
         Returns:
           The parameters that adapt and those that do not, each with None for the rest, and the statistics.
         """
-        if self.rates:
-            params = {name: part for name, part in params.items() if name != "rates"}
+        if self.learned:
+            params = {name: part for name, part in params.items() if name not in self.learned}
         params, stats = learner.start(params, stats, support_x, support_y)
         return *tree.partition(params, self.is_adapted), stats
 
@@ -95,12 +102,13 @@ def adapt(
     """Adapts to one task by gradient descent on its support loss.
 
     θ'₀ = θ;  θ'ₖ₊₁ = θ'ₖ − α ∇ L_support(θ'ₖ)   (Finn et al. 2017, equation 1), for the adapted part of θ and with the
-    optimizer's rule in place of plain descent.
+    optimizer's rule in place of plain descent. With λ and a preconditioner P, P (∇ L_support(θ'ₖ) + λ (θ'ₖ − θ)) is
+    what the optimizer is given.
 
     Args:
       learner: the model.
       inner: what adapts, and how.
-      params: meta-parameters θ, and learned rates; differentiable.
+      params: meta-parameters θ, and what of the inner rule is learned; differentiable.
       stats: the statistics that outlive an episode.
       support_x: `[batch, ...]`; for images `[way * shot, height, width, channels]`, any number of each class.
       support_y: `[batch]` int32 labels, or `[batch, ...]` targets.
@@ -113,7 +121,7 @@ def adapt(
       The adapted parameters with their head, the statistics after the last support pass, and what `watch` gave for each
       step: unless told otherwise the support losses, `[steps]`.
     """
-    adapted, fixed, stats = inner.start(learner, params, stats, support_x, support_y)
+    first, fixed, stats = inner.start(learner, params, stats, support_x, support_y)
     optimizer = optax.with_extra_args_support(inner.optimizer)
 
     def support_loss(adapted, fixed, stats, k, key, x, y):
@@ -121,7 +129,7 @@ def adapt(
         outputs, stats = learner.apply(tree.merge(adapted, fixed), stats, x, phase)
         return learner.loss(outputs, y), stats
 
-    differentiate = _by_forward_over_reverse if inner.forward_over_reverse else jax.value_and_grad
+    differentiate = by_forward_over_reverse if inner.forward_over_reverse else jax.value_and_grad
     loss_and_gradient = differentiate(support_loss, has_aux=True)
 
     def step(carry, _):
@@ -130,60 +138,18 @@ def adapt(
         (loss, stats), gradient = loss_and_gradient(adapted, fixed, stats, k, key_k, support_x, support_y)
         if inner.first_order:
             gradient = lax.stop_gradient(gradient)
+        if inner.proximal:
+            gradient = jax.tree.map(lambda g, at, start: g + inner.proximal * (at - start), gradient, adapted, first)
+        if inner.precondition:
+            gradient = inner.precondition.apply(params["precondition"], gradient)
         rates = inner.rates.at(params["rates"], k) if inner.rates else None
         update, optimizer_state = optimizer.update(gradient, optimizer_state, adapted, rates=rates)
         adapted = optax.apply_updates(adapted, update)
         return (adapted, stats, optimizer_state, k + 1), watch(loss, tree.merge(adapted, fixed), stats, k)
 
-    start = (adapted, stats, optimizer.init(adapted), jnp.int32(0))
-    (adapted, stats, *_), watched = _scan(step, start, steps, inner.checkpoint)
+    start = (first, stats, optimizer.init(first), jnp.int32(0))
+    (adapted, stats, *_), watched = scan(step, start, steps, inner.checkpoint)
     return tree.merge(adapted, fixed), stats, watched
-
-
-def _scan(step: Callable, carry: PyTree, length: int, checkpoint: Checkpoint) -> tuple[PyTree, PyTree]:
-    """`lax.scan` without inputs, checkpointed as `InnerLoop.checkpoint` says."""
-    if checkpoint == "none":
-        return lax.scan(step, carry, length=length)
-    remat = functools.partial(jax.checkpoint, prevent_cse=False)  # a scan keeps its iterations apart by itself
-    step = remat(step)
-    if checkpoint == "step":
-        return lax.scan(step, carry, length=length)
-    size = max(math.isqrt(length), 1)
-    chunks, left = divmod(length, size)
-    carry, outputs = lax.scan(remat(lambda carry, _: lax.scan(step, carry, length=size)), carry, length=chunks)
-    outputs = jax.tree.map(lambda o: o.reshape(-1, *o.shape[2:]), outputs)
-    if not left:
-        return carry, outputs
-    carry, rest = lax.scan(step, carry, length=left)
-    return carry, jax.tree.map(lambda o, r: jnp.concatenate([o, r]), outputs, rest)
-
-
-def _by_forward_over_reverse(loss: Callable, has_aux: bool) -> Callable[..., tuple[Any, PyTree]]:
-    """`jax.value_and_grad(loss)` whose own derivative is taken forward over reverse.
-
-    With g(θ, φ) = ∂L/∂θ, the cotangents of θ and φ for a cotangent v of g are (∂²L/∂θ²) v and (∂²L/∂φ∂θ) v, which is
-    the derivative of (∂L/∂θ, ∂L/∂φ) in the direction (v, 0). The loss and what comes beside it are not differentiated.
-
-    Args:
-      loss: (θ, φ, *constants) -> scalar, and more.
-      has_aux: as in `jax.value_and_grad`.
-    """
-
-    @jax.custom_vjp
-    def value_and_gradient(theta, phi, *constants):
-        return jax.value_and_grad(loss, has_aux=has_aux)(theta, phi, *constants)
-
-    def forward(theta, phi, *constants):
-        return value_and_gradient(theta, phi, *constants), (theta, phi, constants)
-
-    def backward(at, cotangents):
-        theta, phi, constants = at
-        both = jax.grad(loss, argnums=(0, 1), has_aux=has_aux)
-        _, products = jax.jvp(lambda theta: both(theta, phi, *constants)[0], (theta,), (cotangents[1],))
-        return *products, *(None for _ in constants)
-
-    value_and_gradient.defvjp(forward, backward)
-    return value_and_gradient
 
 
 def sgd(rates: Rates, momentum: float = 0.0, weight_decay: float = 0.0) -> optax.GradientTransformation:

@@ -32,7 +32,7 @@ CONSTANT = Annealing()
 
 @dataclasses.dataclass(frozen=True)
 class Maml(ByInnerLoop):
-    """MAML and what differs from it in a choice only: FOMAML, ANIL, BOIL, Meta-SGD, MAML++.
+    """MAML and what differs from it in a choice only: FOMAML, ANIL, BOIL, Meta-SGD, Meta-Curvature, MAML++.
 
     Attributes:
       learner: the model.
@@ -44,17 +44,15 @@ class Maml(ByInnerLoop):
     annealing: Annealing = CONSTANT
 
     def init(self, key: jax.Array, episode: Episode) -> tuple[PyTree, PyTree]:
-        """See `Method.init`; with learned rates, these stand beside the parameters."""
+        """See `Method.init`; what of the inner rule is learned stands beside the parameters."""
         params, stats = super().init(key, episode)
-        if self.inner.rates:
-            if not isinstance(params, dict) or "rates" in params:
-                raise ValueError(
-                    "learned rates stand in the dict of parameters as 'rates', beside parts of other names"
-                )
-            start = dataclasses.replace(self.inner, rates=None).start
-            adapted, _, _ = start(self.learner, params, stats, episode.support_x, episode.support_y)
-            params = {**params, "rates": self.inner.rates.init(adapted)}
-        return params, stats
+        learned = self.inner.learned
+        if not learned:
+            return params, stats
+        if not isinstance(params, dict) or learned.keys() & params.keys():
+            raise ValueError(f"{', '.join(learned)} stand in the dict of parameters, beside parts of other names")
+        adapted, _, _ = self.inner.start(self.learner, params, stats, episode.support_x, episode.support_y)
+        return {**params, **{name: part.init(adapted) for name, part in learned.items()}}, stats
 
     def task_gradient(
         self, params: PyTree, stats: PyTree, episode: Episode, step: jax.Array

@@ -25,12 +25,12 @@ class Reptile(ByInnerLoop):
       steps: inner steps in training, of which there should be several: with one, this is joint training.
 
     Raises:
-      ValueError: the inner loop has rates that are to be learned.
+      ValueError: something of the inner loop's rule is to be learned.
     """
 
     def __post_init__(self):
-        if self.inner.rates:
-            raise ValueError("Reptile takes no derivative by which rates could be learned: use InnerLoop(rates=None)")
+        if self.inner.learned:
+            raise ValueError(f"Reptile takes no derivative by which {', '.join(self.inner.learned)} could be learned")
 
     def task_gradient(
         self, params: PyTree, stats: PyTree, episode: Episode, step: jax.Array

@@ -129,7 +129,8 @@ def _exported(folder: Path, config: Config, own_code: bool) -> Stored:
 def _misfit(error: DataError, config: Config, trained: Config) -> DataError:
     """The error of a model that does not fit, with the settings of the model that differ from its training."""
     old, new = config_lib.flatten(trained), config_lib.flatten(config)
-    sections = ("model.", "task.way", "data.image_size", "inner.learn_rates", "inner.rates_per_step", "inner.steps")
+    shaping = ("learn_rates", "rates_per_step", "precondition", "steps")
+    sections = ("model.", "task.way", "data.image_size", *(f"inner.{name}" for name in shaping))
     changed = [field for field in new if field.startswith(sections) and new[field] != old[field]]
     if not changed:
         return error

@@ -49,6 +49,10 @@ class Conv(nn.Module):
       use_bias: has one bias per output channel.
       kernel_init: initialiser of the `[window, window, in, features]` kernel.
       conv: what convolves, as in `Encoder`.
+      warp: a linear map of the output channels follows, the identity at first. If it is meta-learned but does not adapt
+        (`inner.fixed`), inner steps of the kernel K are preconditioned: K T moves by −α G Tᵀ T, G being the gradient of
+        K T (T-net; Lee & Choi 2018, arXiv:1801.05558; WarpGrad with linear warps; Flennerhag et al. 2020,
+        arXiv:1909.00025). The two are one convolution, with the kernel K T.
     """
 
     features: int
@@ -57,6 +61,7 @@ class Conv(nn.Module):
     use_bias: bool = True
     kernel_init: Callable = nn.initializers.he_normal()
     conv: Convolve = conv_same
+    warp: bool = False
 
     def __call__(self, x: Images) -> Images:
         """Maps `[batch, height, width, channels]` to `[batch, ceil(height / stride), ..., features]`."""
@@ -69,6 +74,9 @@ class Conv(nn.Module):
         shape = (self.window, self.window, like.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, at_least_float32(like))
         bias = self.param("bias", nn.initializers.zeros, shape[-1:], kernel.dtype) if self.use_bias else None
+        if self.warp:
+            warp = self.param("warp", lambda _, size: jnp.eye(size, dtype=kernel.dtype), self.features)
+            kernel, bias = kernel @ warp, None if bias is None else bias @ warp
         return lambda x: self.conv(x, kernel.astype(x.dtype), self.stride), bias
 
 
@@ -88,6 +96,7 @@ class ConvNorm(nn.Module):
       use_bias: see `Conv`.
       kernel_init: see `Conv`.
       conv: see `Conv`.
+      warp: see `Conv`.
       names: of the convolution and the normalisation, among the parameters and for `norm`.
     """
 
@@ -100,6 +109,7 @@ class ConvNorm(nn.Module):
     use_bias: bool = True
     kernel_init: Callable = nn.initializers.he_normal()
     conv: Convolve = conv_same
+    warp: bool = False
     names: tuple[str, str] = ("conv", "norm")
 
     @nn.compact
@@ -125,6 +135,7 @@ class ConvNorm(nn.Module):
             self.use_bias,
             self.kernel_init,
             self.conv,
+            self.warp,
             name=self.names[0],
         )
         return conv, policy.layer((*self.path, self.names[1]))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from maml_jax import tree
 from maml_jax.meta.learner import Pass, Phase
@@ -185,11 +186,6 @@ def _filled(params: PyTree, shapes: PyTree, pattern: str, made: Callable) -> PyT
     return tree.map_named(fill, shapes)
 
 
-def _without(params: PyTree, pattern: str, prefix: str = "") -> PyTree:
-    kept = {}
-    for name, part in params.items():
-        if isinstance(part, dict):
-            kept[name] = _without(part, pattern, f"{prefix}{name}/")
-        elif not re.search(pattern, prefix + name):
-            kept[name] = part
-    return kept
+def _without(params: PyTree, pattern: str) -> PyTree:
+    named = flatten_dict(params, sep="/")
+    return unflatten_dict({name: leaf for name, leaf in named.items() if not re.search(pattern, name)}, sep="/")

@@ -14,7 +14,7 @@ import pytest
 from configs import default
 from maml_jax import config as config_lib
 from maml_jax.errors import ConfigError
-from maml_jax.experiment.method import build_method, build_outer
+from maml_jax.experiment.method import METHODS, build_method, build_outer
 from maml_jax.meta.step import init_state, meta_step
 from tests.helpers import differs, episodes, one_task
 
@@ -25,6 +25,8 @@ SWITCHES = {
     "inner.learn_rates": ("none", "group", "tensor", "element"),
     "inner.rates_per_step": (False, True),
     "inner.positive_rates": (False, True),
+    "inner.precondition": ("none", "curvature"),
+    "inner.proximal": (0.0, 0.5),
     "inner.fixed": ("", "^encoder", "^head", "norm"),
     "inner.first_order": (False, True),
     "inner.checkpoint": ("none", "step", "nested"),
@@ -33,12 +35,18 @@ SWITCHES = {
     "model.head": ("meta", "zero", "shared", "prototypes"),
     "model.loss": ("cross_entropy", "summed_cross_entropy"),
     "model.learn_temperature": (False, True),
-    "outer.method": ("maml", "reptile"),
+    "outer.method": ("maml", "reptile", "imaml"),
+    "outer.cg_steps": (5, 2),
     "outer.multi_step": (0, 5),
     "outer.first_order": (0, 3),
 }
-# What a switch says nothing without.
-NEEDED = dict.fromkeys(("inner.rates_per_step", "inner.positive_rates"), ("inner.learn_rates", "tensor"))
+# What a switch at a value says nothing without.
+NEEDED = {
+    ("inner.rates_per_step", True): ("inner.learn_rates", "tensor"),
+    ("inner.positive_rates", True): ("inner.learn_rates", "tensor"),
+    ("outer.cg_steps", 2): ("outer.method", "imaml"),
+    ("outer.method", "imaml"): ("inner.proximal", 0.5),
+}
 TINY = {"model.width": 2, "model.options": "blocks=1", "task.way": 2, "inner.steps": 2}
 
 
@@ -66,8 +74,8 @@ def covering():
         if pair not in pairs:
             continue
         row = dict(pair)
-        for switch, (other, value) in NEEDED.items():
-            if row.get(switch) and other not in row:
+        for (switch, at), (other, value) in NEEDED.items():
+            if row.get(switch) == at and other not in row:
                 row[other] = value
         reason = refused(row)
         if reason:
@@ -114,13 +122,19 @@ def test_what_is_refused_has_a_reason():
             ("inner.first_order", "outer.first_order"),
             ("outer.method", "inner.first_order"),
             ("outer.method", "inner.learn_rates"),
-            ("outer.method", "inner.rates_per_step"),  # which are learned ones
+            ("outer.method", "inner.rates_per_step"),
             ("outer.method", "inner.positive_rates"),
             ("outer.method", "outer.multi_step"),
             ("outer.method", "outer.first_order"),
             ("outer.method", "model.head"),
+            ("outer.method", "inner.precondition"),
+            ("outer.method", "inner.weight_decay"),
+            ("outer.method", "inner.checkpoint"),
+            ("outer.method", "inner.forward_over_reverse"),
+            ("outer.method", "inner.proximal"),
+            ("outer.method", "outer.cg_steps"),
         )
-    }
+    } | {frozenset(("outer.cg_steps", name)) for name in (*METHODS["imaml"].without, "inner.proximal")}
 
 
 @pytest.mark.parametrize("row", range(4))
