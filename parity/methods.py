@@ -5,6 +5,7 @@ rates, TaskNorm's, a scale for each step), these have names of their own in the 
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from maml_jax.meta.method import TaskResult
 from maml_jax.meta.outer import Maml, task_loss
 from maml_jax.meta.step import meta_gradient
 from maml_jax.tree import PyTree
-from parity import convert, reference, replay
+from parity import convert, reference, reference_methods, replay
 
 TOLERANCE = 1e-9
 _SIZE, _TASKS, _WAY, _SHOT, _QUERY = 32, 1, 2, 2, 2
@@ -42,7 +43,7 @@ class Method(NamedTuple):
     inner: dict[str, Any] = {}  # noqa: RUF012 (never changed)
     model: dict[str, Any] = {}  # noqa: RUF012
     weights: tuple[float, ...] = ()
-    gradient: str = "meta_gradient"
+    gradient: Callable[..., reference.MetaGradient] = reference.meta_gradient
 
 
 _LSLR = {"inner.learn_rates": "tensor", "inner.rates_per_step": True}
@@ -73,7 +74,20 @@ METHODS = {
         {"n_step": 1, "encoder_lr": 0.0, "classifier_lr": 0.0},
         {"head": "prototypes"},
     ),
-    "reptile": Method({"outer.method": "reptile"}, gradient="reptile_gradient"),
+    "reptile": Method({"outer.method": "reptile"}, gradient=reference_methods.reptile_gradient),
+    "imaml": Method(  # with a λ by which conjugate gradients soon come to their end, and rates to suit it
+        {"outer.method": "imaml", "inner.proximal": 100.0, "inner.fixed": "norm", "outer.cg_steps": 10}
+        | dict.fromkeys(("inner.encoder_rate", "inner.head_rate"), 0.005),
+        {"proximal": 100.0, "frozen": ("bn",), "encoder_lr": 0.005, "classifier_lr": 0.005},
+        gradient=reference_methods.implicit_gradient,
+    ),
+    "proximal": Method({"inner.proximal": 5.0}, {"proximal": 5.0}),
+    "curvature": Method({"inner.precondition": "curvature"}),
+    "tnet": Method({"model.options": "warp=True", "inner.fixed": "warp$"}, {"frozen": (".warp",)}),
+    "cavia": Method(
+        {"model.options": "context=3", "inner.fixed": "^(?!encoder/film/context$)"},
+        {"frozen": ("encoder.encoder", "classifier.", "film.weight", "film.scale", "film.shift"), "context": 3},
+    ),
     "summed_loss": Method({"model.loss": "summed_cross_entropy"}, model={"summed_loss": True}),
 }
 
@@ -131,7 +145,7 @@ class _Ours(NamedTuple):
 
 def _moved(rng: np.random.Generator, name: str, leaf: jax.Array) -> jax.Array:
     moved = np.asarray(leaf, np.float64)
-    if "kernel" not in name or name.startswith("rates"):
+    if "kernel" not in name or name.startswith(("rates", "precondition")):
         moved = moved + (0.01 if name.startswith("rates") else 0.1) * rng.standard_normal(leaf.shape)
     if "norm" in name and name.endswith("bias") and not name.startswith("rates"):
         moved = moved + 0.5  # few channels need to be mostly alive, see `replay.init_torch`
@@ -172,12 +186,22 @@ def torch_name(name: str) -> str:
         of = name.removeprefix("rates/")
         return "lr." + ({"encoder": "encoder", "head": "classifier"}.get(of) or convert.torch_name(of))
     layer, _, leaf = name.rpartition("/")
+    if name.startswith("precondition/"):
+        return f"mc.{torch_name(layer.removeprefix('precondition/'))}.{leaf}"
+    if layer == "encoder/film":
+        return f"encoder.film.{'weight' if leaf == 'kernel' else leaf}"
+    if leaf == "warp":
+        return convert.torch_name(f"{layer}/kernel").removesuffix("weight") + leaf
     if leaf.startswith("context_"):
         return convert.torch_name(f"{layer}/scale").removesuffix("weight") + leaf
     return convert.torch_name(name)
 
 
 def _layout(name, array, features):
+    if name == "precondition/head/kernel/in":  # both axes are of features
+        return _layout("head/kernel", _layout("head/kernel", array, features), features)
+    if name == "encoder/film/kernel" or name.endswith("/warp"):
+        return array.T
     return array if array.ndim < 2 else convert.layout_to_torch(name.removeprefix("rates/"), array, features)
 
 
@@ -195,7 +219,7 @@ def _in_torch(method: Method, params, stats, episodes: Episode) -> reference.Met
     params = {name: tensor(value) for name, value in params.items()}
     stats = {name: tensor(value) for name, value in stats.items()}
     weights = [method.weights] if method.weights else []
-    return getattr(reference, method.gradient)(spec, inner, params, stats, batch, *weights)
+    return method.gradient(spec, inner, params, stats, batch, *weights)
 
 
 def _error(ours: convert.Arrays, expected: convert.Arrays) -> float:

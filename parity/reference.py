@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 Tensors = dict[str, Tensor]
+Film = Callable[[Tensor], Tensor]  # scales and shifts the channels of images
 # A convolution and its normalisation: (x, name of conv, name of norm, channels, kernel=3, stride=1) -> x.
 # `forward` passes one that computes, `init_params` one that creates the parameters as it meets them.
 ConvNorm = Callable[..., Tensor]
@@ -39,11 +40,15 @@ CLIP = 10.0  # every entry of the meta-gradient is clipped to ±CLIP before an o
 OPTIMISERS = {"adam": torch.optim.Adam, "sgd": partial(torch.optim.SGD, momentum=0.9), "rmsprop": torch.optim.RMSprop}
 
 
-def _convnet4(x: Tensor, conv_norm: ConvNorm, channels: int) -> Tensor:
-    """Four times conv, normalise, ReLU, pool; features are the flattened last map, channels first."""
+def _convnet4(x: Tensor, conv_norm: ConvNorm, channels: int, film: Film | None = None) -> Tensor:
+    """Four times conv, normalise, ReLU, pool; features are the flattened last map, channels first.
+
+    In CAVIA the third block pools, calls `film`, and then comes its ReLU.
+    """
     for i in range(1, 5):
         block = f"encoder.encoder.conv{i}"
-        x = F.max_pool2d(F.relu(conv_norm(x, f"{block}.conv", f"{block}.bn", channels)), 2)
+        x = conv_norm(x, f"{block}.conv", f"{block}.bn", channels)
+        x = F.relu(film(F.max_pool2d(x, 2))) if film and i == 3 else F.max_pool2d(F.relu(x), 2)
     return x.flatten(1)
 
 
@@ -123,9 +128,9 @@ class ModelSpec:
         if not modes <= set(NORM_MODES):
             raise ValueError(f"norm {self.norm!r}: the modes are {', '.join(NORM_MODES)}")
 
-    def encode(self, x: Tensor, conv_norm: ConvNorm) -> Tensor:
-        """Features of images `x`, by way of `conv_norm`."""
-        encode = ENCODERS[self.encoder]
+    def encode(self, x: Tensor, conv_norm: ConvNorm, film: Film | None = None) -> Tensor:
+        """Features of images `x`, by way of `conv_norm`, and with ConvNet4 of `film`."""
+        encode = partial(ENCODERS[self.encoder], **({"film": film} if film else {}))
         if self.width:
             own = encode.keywords["channels"]
             encode = partial(
@@ -162,9 +167,12 @@ class InnerSpec:
         epsilon: ε.
         rates_per_step: learned rates have a leading axis over steps; the last ones are used beyond it.
         positive_rates: learned rates are given as logarithms.
+        proximal: times the way from the start is added to every gradient, before all else.
+        context: number of context parameters, `encoder.film.context`, which are zero at the start of each episode.
 
     Learned rates are parameters named `lr.` and then `encoder` or `classifier`, or the name of a parameter; they have
-    no axes beside that of steps, or those of the parameter.
+    no axes beside that of steps, or those of the parameter. Meta-Curvature's matrices are named `mc.`, the name of a
+    parameter, and `.out`, `.in`, `.window`, or `.scale` for factors.
     """
 
     n_step: int = 5
@@ -179,10 +187,12 @@ class InnerSpec:
     epsilon: float = 1e-8
     rates_per_step: bool = False
     positive_rates: bool = False
+    proximal: float = 0.0
+    context: int = 0
 
     def adapts(self, name: str) -> bool:
         """Whether the inner loop updates the parameter `name`."""
-        return name != TEMP and not name.startswith("lr.") and not any(part in name for part in self.frozen)
+        return name != TEMP and not name.startswith(("lr.", "mc.")) and not any(part in name for part in self.frozen)
 
     def rate(self, params: Tensors, name: str, step: int) -> Tensor | float:
         """The step size for the parameter `name` at a step, counted from 0."""
@@ -302,6 +312,8 @@ def forward(
 
     def conv_norm(x: Tensor, conv: str, norm: str, channels: int, kernel: int = 3, stride: int = 1) -> Tensor:
         x = F.conv2d(x, params[f"{conv}.weight"], params.get(f"{conv}.bias"), stride, padding=kernel // 2)
+        if f"{conv}.warp" in params:  # a T-net's, a linear layer from channels to channels
+            x = torch.einsum("nchw,oc->nohw", x, params[f"{conv}.warp"])
         weight, bias, mode = params[f"{norm}.weight"], params[f"{norm}.bias"], spec.mode(norm)
         row = slice(None)
         if mode in ("per_step", "per_step_batch"):
@@ -316,7 +328,7 @@ def forward(
             mean, var = stats[f"{norm}.running_mean"], stats[f"{norm}.running_var"] = mean.clone(), var.clone()
         return F.batch_norm(x, mean[row], var[row], weight[row], bias[row], training=update, momentum=0.1)
 
-    features = spec.encode(x, conv_norm)
+    features = spec.encode(x, conv_norm, partial(_film, params) if "encoder.film.context" in params else None)
     if HEAD[0] not in params:
         return features, stats
     logits = F.linear(features, params[HEAD[0]], params[HEAD[1]])
@@ -332,6 +344,26 @@ def head_at_start(spec: ModelSpec, params: Tensors, stats: Tensors, x: Tensor, y
         means = torch.stack([features[y == c].mean(0) for c in range(spec.n_way)])
         return {HEAD[0]: 2 * means, HEAD[1]: -(means**2).sum(1)}
     return {}
+
+
+def _film(params: Tensors, x: Tensor) -> Tensor:
+    """CAVIA's layer (arXiv 1810.03642): scale and shift are linear in the context parameters."""
+    by_context = F.linear(params["encoder.film.context"], params["encoder.film.weight"]).chunk(2)
+    scale, shift = (params[f"encoder.film.{n}"] + part for n, part in zip(("scale", "shift"), by_context, strict=True))
+    return scale[:, None, None] * x + shift[:, None, None]
+
+
+def curve(params: Tensors, name: str, grad: Tensor) -> Tensor:
+    """Meta-Curvature (arXiv 1902.03356): a gradient times a matrix for each of its modes, if it has any."""
+    if f"mc.{name}.scale" in params:
+        return params[f"mc.{name}.scale"] * grad
+    if f"mc.{name}.out" not in params:
+        return grad
+    flat = grad.flatten(2) if grad.ndim > 2 else grad[..., None]
+    flat = torch.einsum("oiw,po,qi->pqw", flat, params[f"mc.{name}.out"], params[f"mc.{name}.in"])
+    if f"mc.{name}.window" in params:
+        flat = torch.einsum("oiw,vw->oiv", flat, params[f"mc.{name}.window"])
+    return flat.reshape(grad.shape)
 
 
 def _task_norm(params: Tensors, stats: Tensors, x: Tensor, norm: str, *, support: bool, mix: bool) -> Tensor:
@@ -369,8 +401,11 @@ def trajectory(
 ) -> Iterator[tuple[Tensors, Tensors]]:
     """What `adapt` returns for no step, for one, and so on up to `n_step`."""
     fresh = {name: value for name, value in init_stats(spec, params).items() if spec.mode(name) == "episodic"}
-    params, stats, memory = dict(params), stats | fresh, {}
-    params |= head_at_start(spec, params, stats, x, y)
+    if inner.context:
+        zeros = torch.zeros(inner.context, dtype=params[HEAD[0]].dtype, requires_grad=True)
+        params = params | {"encoder.film.context": zeros}
+    origin = params | head_at_start(spec, params, stats | fresh, x, y)
+    params, stats, memory = dict(origin), stats | fresh, {}
     names, second_order = [name for name in params if inner.adapts(name)], training and not inner.first_order
     # Nodes of their own in the graph: to an inner gradient the head is a parameter, whatever it was made of.
     params |= {name: params[name].view_as(params[name]) for name in names}
@@ -380,6 +415,9 @@ def trajectory(
         loss, adapted = spec.loss(logits, y), [params[name] for name in names]
         grads = torch.autograd.grad(loss, adapted, create_graph=second_order) if names else ()
         for name, grad in zip(names, grads, strict=True):
+            if inner.proximal:
+                grad = grad + inner.proximal * (params[name] - origin[name])
+            grad = curve(params, name, grad)
             if inner.weight_decay:
                 grad = grad + inner.weight_decay * params[name]
             params[name] = params[name] - inner.rate(params, name, k) * inner.direction(memory, name, grad, k)
@@ -466,22 +504,6 @@ def meta_gradient(
         for name, value in stats.items()
     }
     return MetaGradient(torch.stack(losses).mean(), torch.stack(logits), grads, carried, episode_stats)
-
-
-def reptile_gradient(
-    spec: ModelSpec, inner: InnerSpec, params: Tensors, stats: Tensors, episodes: Episodes
-) -> MetaGradient:
-    """Reptile's: the mean over episodes of the parameters before adaptation less those after it."""
-    leaves, count = start(inner, params), len(episodes.support_x)
-    grads, losses, logits = dict.fromkeys(leaves, 0), [], []
-    for episode in zip(*episodes, strict=True):
-        adapted, after = adapt(spec, inner, leaves, stats, *episode[:2], training=True)
-        for name, value in leaves.items():
-            grads[name] = grads[name] + (value - adapted[name]).detach() / count
-        asked = query(spec, adapted, after, episode[0], episode[2], training=True, steps=inner.n_step)[0].detach()
-        losses.append(spec.loss(asked, episode[3]))
-        logits.append(asked)
-    return MetaGradient(torch.stack(losses).mean(), torch.stack(logits), grads, {}, [])
 
 
 def evaluate(spec: ModelSpec, inner: InnerSpec, params: Tensors, stats: Tensors, episodes: Episodes) -> Tensor:

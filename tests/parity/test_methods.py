@@ -11,6 +11,10 @@ from parity import methods
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+# Methods with parameters of their own.
+WITH_PARAMETERS = {"group_rates", "lslr", "metasgd", "mamlpp", "tasknorm", "curvature", "tnet", "cavia"}
+
+
 @functools.cache
 def compared(name):
     """Without `jit`: the methods share most shapes, so that each operation is compiled once for all of them."""
@@ -34,7 +38,7 @@ def test_every_method_is_one_of_its_own(name):
     assert max(np.abs(plain[key] - grads[key]).max() for key in shared) > 1e-6 * scale
     own = grads.keys() - plain.keys()
     assert all(grads[key].any() for key in own)
-    assert bool(own) == (name in {"group_rates", "lslr", "metasgd", "mamlpp", "tasknorm"})
+    assert bool(own) == (name in WITH_PARAMETERS)
 
 
 def test_a_wrong_method_is_caught(monkeypatch):
