@@ -46,7 +46,7 @@ def test_weights_are_evaluated_as_their_run_is(launch, exported, tmp_path):
 
 def test_weights_are_tested_on_other_data_and_under_other_settings(launch, exported, tmp_path):
     folder_of_colour(tmp_path / "datasets" / "folder")
-    status, out, err = launch(
+    status, _, err = launch(
         "evaluate", "--weights", exported, *FEW, "--config.data.name=folder", "--config.model.norm=metabn"
     )
     assert status == 0, err
