@@ -35,6 +35,7 @@ usage: maml-jax [VERB] [--config NAME] [--workdir DIR] [--config.FIELD=VALUE ...
   audit      write a report on how far the accuracy of the run in --workdir, or of --weights, can be trusted: with
              fewer queries, each by itself, in other orders of the labels, ...; run again, it goes on where it was;
              --quick: on fewer tasks
+  report     draw the report of the run in --workdir anew, as after training
   export     write the model of a run as a folder of plain files; see maml-jax export --help
   predict    tell the classes of your own pictures by a few of each; see maml-jax predict --help
 
@@ -57,8 +58,9 @@ examples:
 fields, with their defaults (a configuration may override them):
 """
 
-_VERBS = ("train", "evaluate", "prepare", "compare", "audit")
-_TESTING = ("evaluate", "audit")
+_VERBS = ("train", "evaluate", "prepare", "compare", "audit", "report")
+_TESTING = ("evaluate", "audit")  # which take weights
+_OF_A_RUN = (*_TESTING, "report")  # which take the configuration that it was trained under
 _WITH_ARGUMENTS_OF_THEIR_OWN = {
     "export": "maml_jax.models.weights",
     "predict": "maml_jax.models.classify",
@@ -114,6 +116,8 @@ def _run(arguments: list[str]) -> int:
     elif request.verb == "audit":
         passed = commands.audit(request.config, request.workdir, request.quick, request.weights, request.own_code)
         return 0 if passed else 1
+    elif request.verb == "report":
+        commands.remake_report(request.config, request.workdir)
     elif request.verb == "evaluate":
         commands.evaluate(request.config, request.workdir, request.weights, request.own_code)
     else:
@@ -140,7 +144,7 @@ class Request(NamedTuple):
     """What the arguments ask for.
 
     Attributes:
-      verb: one of `train`, `evaluate`, `prepare`, `compare` and `audit`.
+      verb: one of `train`, `evaluate`, `prepare`, `compare`, `audit` and `report`.
       config: the configuration, checked.
       workdir: the work directory.
       check: whether to verify a store that is there.
@@ -181,7 +185,7 @@ def _parse(arguments: list[str]) -> Request:
     flags.DEFINE_string("config", None, "", flag_values=values)
     rest = values(["maml-jax", *arguments], known_only=True)  # overrides stay, and verbs
     workdir = Path(values.workdir) if values.workdir else None
-    file, config = _configuration(values, workdir, testing=bool(set(_TESTING) & set(rest)))
+    file, config = _configuration(values, workdir, trained=bool(set(_OF_A_RUN) & set(rest)))
     config, verbs = _overridden(config, rest)
     if len(verbs) > 1 or not set(verbs) <= set(_VERBS):
         raise ConfigError(
@@ -206,14 +210,14 @@ def _parse(arguments: list[str]) -> Request:
 
 
 def _configuration(
-    values: flags.FlagValues, workdir: Path | None, testing: bool
+    values: flags.FlagValues, workdir: Path | None, trained: bool
 ) -> tuple[Path | None, ml_collections.ConfigDict]:
     """The configuration before fields are set, and its file; None if it is that of a trained model."""
-    if testing and values.config is None and values.weights:
+    if trained and values.config is None and values.weights:
         from maml_jax.models.tested import settings  # with all that it needs, which takes long
 
         return None, settings(values.weights)
-    if testing and values.config is None and workdir:
+    if trained and values.config is None and workdir:
         if (workdir / "model.safetensors").exists():
             raise ConfigError(f"--workdir {workdir} holds exported weights, and no run; use --weights {workdir}")
         return None, config_lib.load(config_lib.existing(workdir) / "config.json")

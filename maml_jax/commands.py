@@ -43,7 +43,24 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
     training.train(experiment, workdir, _begun(config, experiment, workdir))
     with Checkpoints(workdir / "checkpoints") as checkpoints:  # with a fresh optimiser's state
         learned = checkpoints.restore_model(experiment.testing.checkpoint, experiment.fresh_state())
-    return _evaluate(experiment, learned, workdir)
+    evaluation = _evaluate(experiment, learned, workdir)
+    if jax.process_index() == 0:
+        try:
+            say(f"report: {report.write(workdir, experiment, learned, config_lib.flatten(config))}")
+        except Exception as error:  # whatever it is: what was trained and evaluated is there
+            say(f"no report was written ({type(error).__name__}: {error}); maml-jax report --workdir {workdir}")
+    return evaluation
+
+
+def remake_report(config: Config, workdir: Path) -> None:
+    """Writes the report of a run anew, from its metrics, its evaluations and its checkpoint.
+
+    Raises:
+      UserError: there is no run, or it does not fit the configuration.
+    """
+    run = to_test(config, workdir, None)
+    if jax.process_index() == 0:
+        print(report.write(workdir, run.experiment, run.state, config_lib.flatten(run.trained)))
 
 
 def _begun(config: Config, experiment: Experiment, workdir: Path) -> MetaState | None:
@@ -130,8 +147,6 @@ def _evaluate(
     if jax.process_index() > 0:
         return None
     results.write(workdir, experiment, result, int(state.step), origin)
-    if report.is_curve(experiment):
-        report.draw_curves(experiment, state, workdir / "report" / "curves.png")
     facts = t.facts
     print(
         f"{t.split} {result} over {t.tasks} tasks, {facts['way']}-way {facts['shot']}-shot, {facts['query']} queries "

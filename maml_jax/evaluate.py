@@ -39,6 +39,7 @@ class Evaluation:
       accuracies_by_step: likewise.
       labels: of the queries, int32 `[tasks, way * query]`; None in regression.
       predictions: likewise, after adaptation.
+      confidences: the probability of each prediction, float32 `[tasks, way * query]`; None in regression.
     """
 
     losses: np.ndarray
@@ -47,6 +48,7 @@ class Evaluation:
     accuracies_by_step: np.ndarray | None = None
     labels: np.ndarray | None = None
     predictions: np.ndarray | None = None
+    confidences: np.ndarray | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -121,10 +123,14 @@ def measure_task(
 
 
 def _answers(outputs, episode):
-    """Labels and predictions; nothing in regression."""
+    """Labels, predictions and their probabilities; nothing in regression."""
     if not jnp.issubdtype(episode.query_y.dtype, jnp.integer):
         return {}
-    return {"labels": episode.query_y, "predictions": jnp.argmax(outputs, -1).astype(jnp.int32)}
+    return {
+        "labels": episode.query_y,
+        "predictions": jnp.argmax(outputs, -1).astype(jnp.int32),
+        "confidences": jax.nn.softmax(outputs).max(-1),
+    }
 
 
 def _present(**values):

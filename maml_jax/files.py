@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import tensorboardX
+from maml_jax.errors import DataError
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -35,6 +35,29 @@ def to_json(value: Any, indent: int | None = 2) -> str:
     return json.dumps(plain(value), indent=indent, allow_nan=False) + "\n"
 
 
+_METRICS = "metrics.jsonl"
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """What a `MetricsWriter` wrote, a row for each line.
+
+    Raises:
+      DataError: it is damaged.
+    """
+    path = workdir / _METRICS
+    try:
+        return [json.loads(line) for line in _whole_lines(path)]
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines of a file that have an end; a crash may have left half of one."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+
+
 class MetricsWriter:
     """Writes scalars to `metrics.jsonl`, one object per line, and to TensorBoard.
 
@@ -44,17 +67,13 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: Path, resume_step: int):
-        self._path = workdir / "metrics.jsonl"
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= resume_step]
+        self._path = workdir / _METRICS
+        kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= resume_step]
         write_whole(self._path, lambda file: file.write("".join(kept).encode()))
         self._file = self._path.open("a")
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+        import tensorboardX  # takes long to load, and only training needs it
 
-    def _lines(self) -> list[str]:
-        """Whole lines of the file; a crash may have left half of one."""
-        if not self._path.exists():
-            return []
-        return [line for line in self._path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, step: int, split: str, **scalars: float) -> None:
         """Adds one line: `step` meta-steps taken, the `split` measured on, and the scalars."""

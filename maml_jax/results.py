@@ -3,9 +3,10 @@
 import importlib.metadata
 import io
 import itertools
+import json
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -125,6 +126,51 @@ def task_arrays(experiment: Experiment, evaluation: Evaluation) -> dict[str, np.
     if classes is None or evaluation.predictions is None:
         return arrays
     return {**arrays, "classes": classes, "class_names": np.array(experiment.stores[t.split].class_names)}
+
+
+def of_step(folder: Path, step: int) -> dict[Path, dict[str, Any]]:
+    """The evaluations in a run's folder of the model as it was after `step` meta-steps, by their files."""
+    found = {}
+    for path in [folder / "eval.json", *sorted((folder / FOLDER).glob("*.json"))]:
+        try:
+            report = json.loads(path.read_text())
+            fits = report["protocol"]["step"] == step and report["n_tasks"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if fits and report not in found.values():
+            found[path] = report
+    return found
+
+
+def latest_of(folder: Path, experiment: Experiment, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    """What the latest evaluation under an experiment's own protocol found, and each of its tasks; None if none did."""
+    t, found = experiment.testing, None
+    asked = {**t.facts, "split": t.split, "inner_steps": t.steps, "checkpoint": t.checkpoint, "step": step}
+    for path in sorted((folder / FOLDER).glob("*.json"), key=lambda path: path.stat().st_mtime):
+        try:
+            report = json.loads(path.read_text())
+            if report["protocol"] == asked and report["data"]["name"] == t.data["name"]:
+                with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
+                    found = report, dict(arrays)
+        except (OSError, ValueError, KeyError, TypeError, EOFError):
+            continue
+    return found
+
+
+def table(reports: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Lines of a table in Markdown: the protocol of each evaluation of a classifier, and its accuracy."""
+    lines = ["| protocol | data | task | accuracy | tasks |", "| --- | --- | --- | --- | --- |"]
+    for report in reports:
+        p = report["protocol"]
+        kind = "transductive" if p.get("transductive") else "inductive"
+        counts = f"{p.get('way')}-way {p.get('shot')}-shot, {p.get('query')} queries per class"
+        accuracy = f"{report['accuracy']:.2%} ± {report.get('ci95') or 0:.2%}"
+        data = f"{p.get('data')} {p.get('split')}"
+        lines.append(
+            f"| {kind} ({p.get('norm')}) | {data} | {counts}, {p.get('inner_steps')} steps | {accuracy} "
+            f"| {report['n_tasks']} |"
+        )
+    return lines
 
 
 def tail(values: np.ndarray, best=max) -> dict[str, float]:

@@ -4,27 +4,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
+from maml_jax import drawing
 from maml_jax.audit import statistics, summary
 from maml_jax.audit.subject import Subject
-from maml_jax.files import write_whole
+from maml_jax.drawing import GREY, OTHER, OWN, THIRD
 
-_OWN, _OTHER, _THIRD, _GREY = "#1b5e9b", "#d1602d", "#5a8f3d", "#8a8a8a"
 _TICKS = [digit * 10**power for power in range(1, 6) for digit in (1, 2, 5)]
-_STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-}
 
 
 def draw(subject: Subject, figures: summary.Figures, measures: Mapping[str, Any], folder: Path) -> None:
@@ -36,26 +23,20 @@ def draw(subject: Subject, figures: summary.Figures, measures: Mapping[str, Any]
       measures: the objects of `report.json`.
       folder: where to.
     """
-    matplotlib.use("agg")
     pictures: dict[str, Callable] = {"steps": _steps, "running": _running}
     if subject.classified:
         pictures |= {"tasks": _tasks, "orders": _orders}
     if subject.classified and len(subject.sizes) > 1:
         pictures["queries"] = _queries
-    from matplotlib import pyplot
-
-    with pyplot.rc_context(_STYLE):
-        for name, picture in pictures.items():
-            figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
-            picture(axes, subject, figures, measures)
-            write_whole(folder / f"{name}.png", lambda file, f=figure: f.savefig(file, format="png", dpi=130))
-            pyplot.close(figure)
+    for name, picture in pictures.items():
+        with drawing.figure(folder / f"{name}.png") as figure:
+            picture(figure.subplots(), subject, figures, measures)
 
 
 def _tasks(axes, subject, figures, measures):
     """How the accuracies of single tasks lie, under each kind of normalisation."""
     del measures
-    kinds = ((subject.of_kind(False), _OWN, "inductive"), (subject.of_kind(True), _OTHER, "transductive"))
+    kinds = ((subject.of_kind(False), OWN, "inductive"), (subject.of_kind(True), OTHER, "transductive"))
     for norm, colour, kind in kinds:
         if norm is None:
             continue
@@ -73,9 +54,9 @@ def _tasks(axes, subject, figures, measures):
 def _queries(axes, subject, figures, measures):
     """Accuracy against the number of queries that are asked together."""
     del measures
-    kinds = {subject.of_kind(False): _OWN, subject.of_kind(True): _OTHER}  # as in the picture of tasks
+    kinds = {subject.of_kind(False): OWN, subject.of_kind(True): OTHER}  # as in the picture of tasks
     for norm in subject.methods:
-        colour = kinds.get(norm, _THIRD)
+        colour = kinds.get(norm, THIRD)
         found = [statistics.estimate(summary.by_size(subject, figures, norm, size)) for size in subject.sizes]
         kind = "transductive" if subject.transductive[norm] else "inductive"
         _line(axes, subject.sizes, found, colour, f"{norm} ({kind})")
@@ -97,19 +78,19 @@ def _steps(axes, subject, figures, measures):
     del figures
     rows = measures["adaptation"]["by_step"]
     steps = [row["steps"] for row in rows]
-    axes.axvline(subject.steps, color=_GREY, linewidth=1, linestyle="--")
+    axes.axvline(subject.steps, color=GREY, linewidth=1, linestyle="--")
     axes.set_title(f"Adaptation (dashed: the {subject.steps} steps of the protocol)")
     axes.set_xlabel("inner steps")
     axes.xaxis.get_major_locator().set_params(integer=True)
     loss = axes
     if subject.classified:
-        _line(axes, steps, [row["accuracy"] for row in rows], _OWN, "accuracy")
-        axes.set_ylabel("accuracy, %", color=_OWN)
+        _line(axes, steps, [row["accuracy"] for row in rows], OWN, "accuracy")
+        axes.set_ylabel("accuracy, %", color=OWN)
         loss = axes.twinx()
         loss.grid(visible=False)
         loss.spines["right"].set_visible(True)
-    _line(loss, steps, [row["loss"] for row in rows], _OTHER, "loss", scale=1)
-    loss.set_ylabel("query loss", color=_OTHER)
+    _line(loss, steps, [row["loss"] for row in rows], OTHER, "loss", scale=1)
+    loss.set_ylabel("query loss", color=OTHER)
 
 
 def _running(axes, subject, figures, measures):
@@ -117,12 +98,12 @@ def _running(axes, subject, figures, measures):
     scale, what = (100, "accuracy, %") if subject.classified else (1, "loss")
     n, mean, width = statistics.running(scale * summary.protocol_scores(subject, figures["many_tasks"]))
     seen = n >= min(20, n[-1])
-    axes.fill_between(n[seen], (mean - width)[seen], (mean + width)[seen], color=_OWN, alpha=0.18, linewidth=0)
-    axes.plot(n[seen], mean[seen], color=_OWN, label="mean, 95 % interval")
-    axes.axhline(mean[-1], color=_GREY, linewidth=1, linestyle="--", label=f"all {n[-1]} tasks")
+    axes.fill_between(n[seen], (mean - width)[seen], (mean + width)[seen], color=OWN, alpha=0.18, linewidth=0)
+    axes.plot(n[seen], mean[seen], color=OWN, label="mean, 95 % interval")
+    axes.axhline(mean[-1], color=GREY, linewidth=1, linestyle="--", label=f"all {n[-1]} tasks")
     few = measures["600_against_6000_tasks"]["few"]
     axes.errorbar(
-        few["n_tasks"], scale * few["value"], scale * few["ci95"], color=_OTHER, marker="o", capsize=4,
+        few["n_tasks"], scale * few["value"], scale * few["ci95"], color=OTHER, marker="o", capsize=4,
         label=f"the first {few['n_tasks']}",
     )  # fmt: skip
     axes.set_xscale("log")
@@ -140,9 +121,9 @@ def _orders(axes, subject, figures, measures):
     accuracies = accuracies[accuracies.mean(1).argsort()]
     x = np.arange(len(accuracies))
     low, high = np.quantile(accuracies, [0.25, 0.75], axis=1)
-    axes.vlines(x, accuracies.min(1), accuracies.max(1), color=_OWN, alpha=0.35, linewidth=1.5, label="worst to best")
-    axes.vlines(x, low, high, color=_OWN, linewidth=3, label="middle half")
-    axes.plot(x, accuracies.mean(1), ".", color=_OTHER, markersize=5, label="mean")
+    axes.vlines(x, accuracies.min(1), accuracies.max(1), color=OWN, alpha=0.35, linewidth=1.5, label="worst to best")
+    axes.vlines(x, low, high, color=OWN, linewidth=3, label="middle half")
+    axes.plot(x, accuracies.mean(1), ".", color=OTHER, markersize=5, label="mean")
     axes.set(xlabel="tasks, by their mean", ylabel="accuracy, %", title=f"{accuracies.shape[1]} orders of the labels")
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper left")

@@ -1,14 +1,13 @@
 """The card of an exported model: what it is, where it comes from, and how good it is."""
 
-import json
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import maml_jax
+from maml_jax import results
 from maml_jax.config import Config
 from maml_jax.data import data_set
 from maml_jax.errors import UserError
@@ -112,35 +111,9 @@ def commit() -> str:
 
 def _evaluations(workdir: Path, step: int) -> str:
     """A table of what the work directory has, and a line for a protocol that it has not."""
-    found = list(_reports(workdir, step))
-    lines = []
-    if found:
-        lines = ["| protocol | data | task | accuracy | tasks |", "| --- | --- | --- | --- | --- |"]
-        lines += [_row(report) for report in found]
+    found = [report for report in results.of_step(workdir, step).values() if report.get("accuracy") is not None]
+    lines = results.table(found) if found else []
     for transductive, name in ((False, "Inductive"), (True, "Transductive")):
         if not any(report["protocol"].get("transductive") is transductive for report in found):
             lines += ["", f"{name} accuracy: not measured."]
     return "\n".join(lines).strip()
-
-
-def _reports(workdir: Path, step: int) -> Iterator[dict[str, Any]]:
-    """The evaluations of the model as it was after `step` meta-steps."""
-    seen = []
-    for path in [workdir / "eval.json", *sorted((workdir / "eval").glob("*.json"))]:
-        try:
-            report = json.loads(path.read_text())
-            fits = report["protocol"]["step"] == step and report["accuracy"] is not None and report["n_tasks"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if fits and report not in seen:
-            seen.append(report)
-            yield report
-
-
-def _row(report: dict[str, Any]) -> str:
-    p = report["protocol"]
-    kind = "transductive" if p.get("transductive") else "inductive"
-    task = f"{p.get('way')}-way {p.get('shot')}-shot, {p.get('query')} queries per class, {p.get('inner_steps')} steps"
-    accuracy = f"{report['accuracy']:.2%} ± {report.get('ci95') or 0:.2%}"
-    data = f"{p.get('data')} {p.get('split')}"
-    return f"| {kind} ({p.get('norm')}) | {data} | {task} | {accuracy} | {report['n_tasks']} |"

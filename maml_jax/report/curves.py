@@ -1,15 +1,14 @@
-"""Pictures of a run; matplotlib is used here only."""
+"""A picture of tasks that are functions of one number: what is predicted after several numbers of steps."""
 
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 
+from maml_jax import drawing
 from maml_jax.data.stream import example
 from maml_jax.experiment import Experiment
-from maml_jax.files import write_whole
 from maml_jax.meta.learner import Pass, Phase
 from maml_jax.meta.step import MetaState
 
@@ -44,22 +43,18 @@ def draw_curves(experiment: Experiment, state: MetaState, path: Path) -> None:
 
     curves = np.asarray(jax.vmap(predict)(tasks.support_x, tasks.support_y))[..., 0]
     shown = [count for count in _SHOWN if count <= steps]
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, _TASKS, figsize=(4 * _TASKS, 3))
-    for i, axis in enumerate(axes):
-        for count in shown:
-            strength = 0.4 + 0.6 * count / max(shown[-1], 1)
-            axis.plot(grid[:, 0], curves[i, count], label=f"{count} steps", alpha=strength)
-        axis.plot(tasks.query_x[i, :, 0], tasks.query_y[i, :, 0], ".", color="grey", markersize=1, label="truth")
-        axis.plot(tasks.support_x[i, :, 0], tasks.support_y[i, :, 0], "k^", label="support")
-        axis.set_title(f"task {i}")
-    axes[0].legend(fontsize="x-small")
-    figure.tight_layout()
-    path.parent.mkdir(exist_ok=True)
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
-    pyplot.close(figure)
+    with drawing.figure(path, 4 * _TASKS, 3.2) as figure:
+        for i, axes in enumerate(figure.subplots(1, _TASKS, sharey=True)):
+            for count in shown:
+                strength = 0.3 + 0.7 * count / max(shown[-1], 1)
+                label = f"{count} step{'s' * (count != 1)}"
+                axes.plot(grid[:, 0], curves[i, count], color=drawing.OWN, label=label, alpha=strength)
+            order = np.argsort(tasks.query_x[i, :, 0])
+            truth = tasks.query_x[i, order, 0], tasks.query_y[i, order, 0]
+            axes.plot(*truth, color=drawing.OTHER, linestyle="--", linewidth=1.2, label="truth")
+            axes.plot(tasks.support_x[i, :, 0], tasks.support_y[i, :, 0], "k^", markersize=5, label="support")
+            axes.set_title(f"task {i}")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(shown) + 2)
 
 
 def _tasks(experiment):
