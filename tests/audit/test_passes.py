@@ -2,11 +2,15 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
 from maml_jax.audit import dealing, passes, summary
+from maml_jax.meta.inner import InnerLoop, sgd
+from maml_jax.meta.outer import Maml
 from tests.audit.toy import POOL, STEPS, WAY, ask, descend, each, episode, first, method, softmax
+from tests.helpers import image_tasks, small
 
 
 @pytest.mark.parametrize("norm", ["batch", "metabn"])
@@ -70,6 +74,16 @@ def test_label_orders():
     np.testing.assert_allclose(made["value"], found.std(1).mean(), rtol=1e-6)
     np.testing.assert_allclose(made["best"]["value"], found.max(1).mean(), rtol=1e-6)
     assert made["all_orders"]
+
+
+@pytest.mark.parametrize("starts", ["zero", "shared", "prototypes", "meta"])
+def test_the_order_of_labels_makes_a_difference_to_a_head_learned_by_label_only(starts):
+    orders, tasks = dealing.orders(0, 3), image_tasks(way=3, query=5)
+    learned = Maml(small(starts=starts, way=3, blocks=1), InnerLoop(sgd(0.1)), steps=2)
+    params, stats = learned.init(jax.random.key(0), tasks.sample(0))
+    figures = jax.jit(passes.label_orders(learned, 2, orders))
+    spread = np.ptp([figures(params, stats, tasks.sample(i))["accuracies"] for i in range(8)], axis=1)
+    assert (spread > 0).any() == (starts == "meta")
 
 
 def test_the_order_of_labels_makes_no_difference_to_a_head_of_zeros():
