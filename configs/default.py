@@ -1,4 +1,4 @@
-"""Every field there is, with its default, from the table in `maml_jax/fields.py`. Other configurations change some.
+"""Every field there is, with its default, from the table in `maml_jax.config.fields`. Other configurations change some.
 
 Set any of them on the command line: --config.inner.steps=10
 """

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import difflib
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -60,6 +61,9 @@ class Field:
         """What stands before the dot; '' if there is none."""
         return self.name.rpartition(".")[0]
 
+
+tied = Field
+free = functools.partial(Field, free=True)
 
 ANY = Rule()
 POSITIVE = Rule("greater than 0", lambda value: value > 0)
