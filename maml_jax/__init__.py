@@ -10,14 +10,17 @@ from maml_jax.data.stream import sample_batch
 from maml_jax.data.tasks import load_tasks
 from maml_jax.episode import Episode, Tasks
 from maml_jax.errors import ConfigError, DataError, UserError
+from maml_jax.meta.implicit import ImplicitMaml
 from maml_jax.meta.inner import InnerLoop, adapt, all_but, descent, sgd
 from maml_jax.meta.learner import Learner, Pass, Phase
 from maml_jax.meta.method import Method, TaskResult, evaluate_task, predict
 from maml_jax.meta.outer import Annealing, Maml
+from maml_jax.meta.precondition import Curvature
 from maml_jax.meta.rates import LearnedRates
 from maml_jax.meta.step import MetaState, init_state, meta_gradient, meta_step
 from maml_jax.models.trained import Adapted, Predictions, Trained
 from maml_jax.models.weights import load
+from maml_jax.nn.context import ZeroContext
 from maml_jax.nn.model import FlaxLearner, learner
 from maml_jax.nn.starts import Learned, Prototypes, Shared, Zero
 
@@ -27,9 +30,11 @@ __all__ = [
     "Adapted",
     "Annealing",
     "ConfigError",
+    "Curvature",
     "DataError",
     "Episode",
     "FlaxLearner",
+    "ImplicitMaml",
     "InnerLoop",
     "Learned",
     "LearnedRates",
@@ -47,6 +52,7 @@ __all__ = [
     "Trained",
     "UserError",
     "Zero",
+    "ZeroContext",
     "adapt",
     "all_but",
     "descent",

@@ -234,13 +234,13 @@ def _is_buffer(name: str) -> bool:
 
 def _encoder_name(config: ml_collections.ConfigDict) -> str:
     """The original's name of a run's encoder."""
-    encoder, width = config.model.encoder.replace("_", "-"), config.model.width
+    encoder, width, options = config.model.encoder.replace("_", "-"), config.model.width, config.model.options
     if encoder.endswith("convnet4") and width:
         encoder = {32: "convnet4", 64: "wide-convnet4"}.get(width, encoder)
-    if encoder not in _CHANNELS or width not in (0, _CHANNELS[encoder][0]):
+    if encoder not in _CHANNELS or width not in (0, _CHANNELS[encoder][0]) or options:
         raise ConfigError(
-            f"model.encoder={config.model.encoder!r} with model.width={width} is none of the original's encoders, "
-            f"which are {', '.join(_CHANNELS)} in their own widths"
+            f"model.encoder={config.model.encoder!r} with model.width={width}, model.options={options!r} is none of "
+            f"the original's encoders, which are {', '.join(_CHANNELS)} in their own widths"
         )
     return encoder
 
@@ -253,10 +253,11 @@ def _bn_args(config: ml_collections.ConfigDict, encoder: str, params: PyTree) ->
         if leaf == "scale":
             modes.setdefault(block_of(convert.torch_name(name)), set()).add(norm.mode(layer))
     kinds = set.union(*modes.values())
-    if not kinds <= {"batch", "episodic", "global"} or config.inner.learn_rates != "none":
+    rates, linear = config.inner.learn_rates, config.inner.precondition
+    if not kinds <= {"batch", "episodic", "global"} or rates != "none" or linear != "none":
         raise ConfigError(
-            f"model.norm={config.model.norm!r} with inner.learn_rates={config.inner.learn_rates!r} cannot be exported: "
-            "the original has batch, episodic and global statistics only, and no learned rates"
+            f"model.norm={config.model.norm!r}, inner.learn_rates={rates!r}, inner.precondition={linear!r}: of these "
+            "the original has batch, episodic and global statistics only"
         )
     if any(len(found) > 1 for found in modes.values()) or ("batch" in kinds and len(kinds) > 1):
         raise ConfigError(

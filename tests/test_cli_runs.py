@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from maml_jax import compare
 from maml_jax.config.describe import help_text
 from tests.helpers import ROOT, TINY
 
@@ -79,6 +80,9 @@ METHODS = {
     "metasgd": "c.inner.learn_rates = 'element'",
     "mamlpp": "c.model.norm, c.inner.learn_rates = 'per_step', 'tensor'",
     "tasknorm": "c.model.norm = 'tasknorm'",
+    "imaml": "c.outer.method, c.inner.proximal = 'imaml', 2.0",
+    "curvature": "c.inner.precondition = 'curvature'",
+    "cavia": "c.model.options, c.inner.fixed = 'context=3', '^(?!encoder/film/context$)'",
 }
 
 
@@ -95,7 +99,7 @@ def test_compare(launch, tmp_path):
     assert status == 0
     assert len(out.splitlines()) >= 2 + len(METHODS)
     rows = json.loads((tmp_path / "table" / "compare.json").read_text())
-    assert [row["method"] for row in rows] == ["MAML", "FOMAML", "ANIL", "BOIL", "Meta-SGD", "MAML++", "TaskNorm-I"]
+    assert [row["method"] for row in rows] == [compare.METHODS[method] for method in METHODS]
     for row in rows:
         assert row["transductive"]["n_tasks"] == row["inductive"]["n_tasks"] == 30
         assert row["transductive"]["protocol"]["transductive"]
@@ -105,7 +109,13 @@ def test_compare(launch, tmp_path):
     assert launch(*arguments)[1].endswith((tmp_path / "table" / "compare.md").read_text())
 
 
-def test_compare_needs_a_configuration_of_each_method(launch, tmp_path):
+def test_compare_takes_the_methods_that_have_a_configuration(tmp_path):
+    for name in ("tiny", "tiny_anil", "tiny_cavia"):
+        (tmp_path / f"{name}.py").touch()
+    assert [file.stem for file in compare.files(tmp_path / "tiny.py").values()] == ["tiny", "tiny_anil", "tiny_cavia"]
+
+
+def test_compare_needs_a_configuration_of_another_method(launch, tmp_path):
     status, _, err = launch("compare", "--workdir", tmp_path / "table")
     assert status == 2
     assert "glyphs_5w1s_fomaml.py" in err

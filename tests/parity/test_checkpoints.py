@@ -223,6 +223,7 @@ def test_configurations_that_cannot_be_read_are_refused(tmp_path, capsys):
     [
         ({"model.width": 16}, "model.width=16"),
         ({"model.encoder": "resnet18_standard"}, "none of the original's encoders"),
+        ({"model.options": "warp=True"}, "model.options='warp=True' is none of the original's encoders"),
         ({"model.norm": "block1=batch, global"}, "one mode per block, and batch statistics everywhere or nowhere"),
         ({}, "holds no checkpoints"),
     ],

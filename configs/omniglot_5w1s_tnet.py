@@ -1,0 +1,17 @@
+"""Omniglot, 5-way 1-shot, T-net (Lee & Choi 2018, arXiv:1801.05558).
+
+A linear layer after each convolution, the identity at first, is meta-learned and does not adapt: it preconditions the
+steps of the convolution before it. The paper publishes no figure for this setting. Not run to its end by us yet;
+the rest as in `omniglot_5w1s.py`.
+
+    python launch.py --config configs/omniglot_5w1s_tnet.py --config.data.dir=FOLDER
+"""
+
+from maml_jax.config import preset
+
+
+def get_config():
+    c = preset("omniglot_5w1s")
+    c.model.options = "warp=True"
+    c.inner.fixed = "warp$"
+    return c
