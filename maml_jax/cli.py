@@ -36,6 +36,7 @@ usage: maml-jax [VERB] [--config NAME] [--workdir DIR] [--config.FIELD=VALUE ...
              fewer queries, each by itself, in other orders of the labels, ...; run again, it goes on where it was;
              --quick: on fewer tasks
   report     draw the report of the run in --workdir anew, as after training
+  replay     take the meta-step again that training stopped at for a number that is infinite or none
   export     write the model of a run as a folder of plain files; see maml-jax export --help
   predict    tell the classes of your own pictures by a few of each; see maml-jax predict --help
 
@@ -65,6 +66,7 @@ _WITH_ARGUMENTS_OF_THEIR_OWN = {
     "export": "maml_jax.models.weights",
     "predict": "maml_jax.models.classify",
     "reproduce": "maml_jax.reproduce",
+    "replay": "maml_jax.nonfinite",
 }
 _DEFAULT = "glyphs_5w1s"
 

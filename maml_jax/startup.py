@@ -40,6 +40,7 @@ def open_experiment(config: Config, workdir: Path, trained: Config | None = None
     """
     if config.model.precision == "float32":
         jax.config.update("jax_default_matmul_precision", "float32")
+    jax.config.update("jax_debug_nans", config.debug)
     stores = data.open_stores(stored_data(config))
     experiment = Experiment.of(config, stores, trained is None, trained)
     jax.config.update("jax_compilation_cache_dir", str(data.default_cache_dir() / "xla"))

@@ -11,18 +11,18 @@ import numpy as np
 import optax
 from jax import lax
 
-from maml_jax import tree
 from maml_jax.checkpoint import Checkpoints
 from maml_jax.data.stream import Feed, example, sample_batch
 from maml_jax.episode import Tasks
-from maml_jax.errors import UserError
 from maml_jax.evaluate import Evaluator
 from maml_jax.experiment import Experiment, Training
 from maml_jax.files import MetricsWriter, NoMetrics
 from maml_jax.meta.method import Method
 from maml_jax.meta.step import MetaState, meta_step
+from maml_jax.nonfinite import NotFinite, explained
 from maml_jax.parallel import AXIS, agreed, my_share, replicate, spread
 from maml_jax.progress import Meter, say
+from maml_jax.tree import PyTree
 
 
 class Interrupted(KeyboardInterrupt):
@@ -39,6 +39,7 @@ def run_steps(
     per_step: int,
     tasks_at_once: int,
     report_every: int,
+    on_nonfinite: str = "stop",
 ) -> tuple[MetaState, dict[str, jax.Array]]:
     """Takes `count` meta-steps, at most `report_every`, on tasks drawn inside, as one of the devices.
 
@@ -51,24 +52,35 @@ def run_steps(
       per_step: tasks of a meta-step, over all devices.
       tasks_at_once: see `meta_gradient`.
       report_every: rows of what is returned.
+      on_nonfinite: at a meta-step that leads to parameters or statistics which are not finite, 'stop': take no more,
+        so that the state stays that before it; or 'skip': go on as if its tasks had not been.
 
     Returns:
-      The state, and the query loss and (but for regression) accuracy of each step, `[report_every]`, of which the first
-      `count` count.
+      The state, and the query loss and (but for regression) accuracy of each step, and whether it led to a finite
+      state, `[report_every]`, of which the first `count` count.
     """
     labels = example(tasks).query_y.dtype
     measures = ("loss", "accuracy") if jnp.issubdtype(labels, jnp.integer) else ("loss",)
 
     def one(i, carry):
-        state, log = carry
+        state, log, sound = carry
         batch = sample_batch(tasks, state.step * per_step + my_share(per_step))
-        state, results = meta_step(method, optimizer, state, batch, tasks_at_once, AXIS)
-        measured = {name: getattr(results, name).mean() for name in measures}
-        return state, jax.tree.map(lambda row, value: row.at[i].set(value), log, measured)
+        after, results = meta_step(method, optimizer, state, batch, tasks_at_once, AXIS)
+        finite = _all_finite((after.params, after.stats))  # the same on every device
+        sound &= finite
+        keep = finite if on_nonfinite == "skip" else sound
+        before = state.replace(step=after.step) if on_nonfinite == "skip" else state
+        state = jax.tree.map(lambda new, old: jnp.where(keep, new, old), after, before)
+        measured = {name: getattr(results, name).mean() for name in measures} | {"finite": finite.astype(float)}
+        return state, jax.tree.map(lambda row, value: row.at[i].set(value), log, measured), sound
 
-    log = {name: jnp.zeros(report_every) for name in measures}
-    state, log = lax.fori_loop(0, count, one, (state, log))
+    log = {name: jnp.zeros(report_every) for name in (*measures, "finite")}
+    state, log, _ = lax.fori_loop(0, count, one, (state, log, jnp.bool(True)))
     return state, lax.pmean(log, AXIS)
+
+
+def _all_finite(state: PyTree) -> jax.Array:
+    return functools.reduce(jnp.logical_and, [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)])
 
 
 def train(experiment: Experiment, workdir: Path, start: MetaState | None = None) -> MetaState:
@@ -87,6 +99,7 @@ def train(experiment: Experiment, workdir: Path, start: MetaState | None = None)
 
     Raises:
       Interrupted: SIGINT or SIGTERM came; the steps taken are in the latest checkpoint.
+      NotFinite: a number came out infinite or none; what led to it is kept in the folder 'nonfinite'.
     """
     state, t = experiment.fresh_state() if start is None else start, experiment.training
     with Checkpoints(workdir / "checkpoints") as checkpoints, _StopSignal() as stop:
@@ -100,11 +113,22 @@ def train(experiment: Experiment, workdir: Path, start: MetaState | None = None)
             Feed(experiment.tasks, experiment.devices, t.tasks, first, t.steps, t.report_every) as feed,
             Meter("training", t.steps, "meta-steps", first, lines=False) as meter,
         ):
-            return _Run(experiment, feed, checkpoints, metrics, meter, stop).take(state)
+            run = _Run(experiment, feed, checkpoints, metrics, meter, stop)
+            try:
+                return run.take(state)
+            except FloatingPointError as error:  # under jax_debug_nans
+                found = NotFinite(int(run.state.step) + 1, str(error).split("\n")[0].rstrip("."))
+                raise explained(found, experiment, run.state, workdir) from error
+            except NotFinite as error:
+                raise explained(error, experiment, run.state, workdir) from error
 
 
 class _Run:
-    """One start of a training run, until its end or a signal."""
+    """One start of a training run, until its end or a signal.
+
+    Attributes:
+      state: where it stands.
+    """
 
     def __init__(self, experiment, feed, checkpoints, metrics, meter, stop):
         t = self._training = experiment.training
@@ -117,8 +141,10 @@ class _Run:
             per_step=t.tasks,
             tasks_at_once=t.tasks_at_once,
             report_every=t.report_every,
+            on_nonfinite=t.on_nonfinite,
         )
-        self._advance = spread(run, experiment.devices, experiment.backend, donate=(0,))
+        donated = () if jax.config.jax_debug_nans else (0,)  # which takes a call again whose result is NaN
+        self._advance = spread(run, experiment.devices, experiment.backend, donate=donated)
         self._validator = Evaluator(experiment, "val") if t.validate_every else None
         self._protocol = {**experiment.testing.facts, "steps": experiment.testing.steps}
         self._report = _Report(t, metrics, meter)
@@ -126,25 +152,25 @@ class _Run:
     def take(self, state: MetaState) -> MetaState:
         """Takes the meta-steps that are left."""
         t, step = self._training, int(state.step)
-        state = replicate(state, self._devices)
+        self.state = replicate(state, self._devices)
         if not t.steps:  # what there is to evaluate is the start
             if self._validator:
-                self._validate(step, state)
-            self._save(step, state)
+                self._validate(step)
+            self._save(step)
         if step < t.steps:
             say("compiling the meta-step; this takes a moment the first time")
         while step < t.steps:
             until = self._next_stop(step)
-            state = self._steps(state, step, until)
+            self._steps(step, until)
             step = until
             if self._validator and (step % t.validate_every == 0 or step == t.steps):
-                self._validate(step, state)
+                self._validate(step)
             stopping = agreed(self._stop.requested)
             if step % t.checkpoint_every == 0 or step == t.steps or stopping:
-                self._save(step, state)
+                self._save(step)
             if stopping:
                 raise Interrupted(f"stopped after meta-step {step} of {t.steps}; run the same command to go on")
-        return state
+        return self.state
 
     def _next_stop(self, step: int) -> int:
         """The meta-step before which nothing is to be reported, validated or kept."""
@@ -152,25 +178,24 @@ class _Run:
         every = (t.report_every, t.checkpoint_every, t.validate_every)
         return min(t.steps, *((step // n + 1) * n for n in every if n))
 
-    def _steps(self, state: MetaState, step: int, until: int) -> MetaState:
+    def _steps(self, step: int, until: int) -> None:
         logs = []
         for tasks, count in self._feed.between(step, until):
-            state, log = self._advance(state, tasks, np.int32(count))
+            self.state, log = self._advance(self.state, tasks, np.int32(count))
             self._meter.start()  # the first call returns when the program is compiled
             jax.block_until_ready(logs[-1:])  # two calls under way at most, since each may hold its tasks' images
             logs.append((count, log))
         self._report.show_last()  # while the device computes the next ones
         self._report.add(step, until, logs)
-        return state
 
-    def _save(self, step: int, state: MetaState) -> None:
+    def _save(self, step: int) -> None:
         self._report.show_last()
         with self._meter.paused():
-            _check_finite(step, state)
-            self._checkpoints.save("latest", step, state)
+            self._checkpoints.save("latest", step, self.state)
 
-    def _validate(self, step: int, state: MetaState) -> None:
+    def _validate(self, step: int) -> None:
         """Scores the state on the validation tasks and keeps it if it is the best so far."""
+        state = self.state
         self._report.show_last()
         with self._meter.paused():
             result = self._validator(state.params, state.stats, self._training.validation_tasks)
@@ -181,29 +206,9 @@ class _Run:
             self._metrics.write(step, "val", **result.means)
             mark = ""
             if result.score > best:  # which no number that is not one fulfils
-                _check_finite(step, state)
                 self._checkpoints.save("best", step, state, score=result.score, protocol=protocol)
                 mark = ", the best so far"
         say(f"step {step:>6}  validation {result}{mark}")
-
-
-class NotFinite(UserError):
-    """Training came to a number that is infinite or none."""
-
-
-def _check_finite(step: int, state: MetaState) -> None:
-    """Refuses to keep a state that no training can go on from."""
-    for part in (state.params, state.stats):
-        for name, leaf in tree.by_name(jax.device_get(part)).items():
-            if not np.isfinite(leaf).all():
-                raise _not_finite(step, f"{name} has an entry that is not finite")
-
-
-def _not_finite(step: int, what: str) -> NotFinite:
-    return NotFinite(
-        f"meta-step {step}: {what}; a checkpoint from before stays. Lower inner.encoder_rate and inner.head_rate, or "
-        "outer.rate, or clip with inner.clip or outer.clip, in a new work directory"
-    )
 
 
 class _Report:
@@ -228,18 +233,27 @@ class _Report:
         (start, end, logs), self._pending = self._pending, None
         logs = [{name: values[:count] for name, values in log.items()} for count, log in jax.device_get(logs)]
         values = {name: np.concatenate([log[name] for log in logs]) for name in logs[0]}
-        finite = np.isfinite(values["loss"])
-        if not finite.all():
-            at = int(finite.argmin())
-            raise _not_finite(start + at + 1, f"the query loss is {values['loss'][at]}")
-        means = {name: float(rows.mean()) for name, rows in values.items()}
+        taken = values.pop("finite") == 1
+        sound = taken & np.isfinite(values["loss"])
+        skipping = self._training.on_nonfinite == "skip"
+        if not (sound.any() if skipping else sound.all()):
+            at, losses = int(sound.argmin()), values["loss"]
+            leads = "it leads to parameters or statistics that are not finite"
+            what = leads if np.isfinite(losses[at]) else f"the query loss is {losses[at]}"
+            raise NotFinite(start + at + 1, what, all_of=len(sound) if skipping else 0)
+        means = {name: float(rows[sound].mean()) for name, rows in values.items()}
+        skipped = {} if taken.all() else {"skipped": int((~taken).sum())}
         before, self._seconds = self._seconds, self._meter.seconds
         rate = (end - start) * self._training.tasks / max(self._seconds - before, 1e-9)
-        self._metrics.write(end, "train", **means, tasks_per_second=rate)
+        self._metrics.write(end, "train", **means, **skipped, tasks_per_second=rate)
         self._meter.advance(end)
         accuracy = f"  accuracy {means['accuracy']:.2%}" if "accuracy" in means else ""
         left = f"  {self._meter.left}" if self._meter.left else ""
-        say(f"step {end:>6} / {self._training.steps}  loss {means['loss']:.4f}{accuracy}  {rate:.1f} tasks/s{left}")
+        left_out = f"  {skipped['skipped']} not finite, left out" if skipped else ""
+        say(
+            f"step {end:>6} / {self._training.steps}  loss {means['loss']:.4f}{accuracy}  {rate:.1f} tasks/s{left_out}"
+            f"{left}"
+        )
 
 
 class _StopSignal:

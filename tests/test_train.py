@@ -120,32 +120,6 @@ def test_no_meta_steps_leave_the_start_to_be_evaluated(tmp_path):
     assert_same(jax.device_get(state.params), jax.device_get(untrained.fresh_state().params), 0)
 
 
-def broken_after(step):
-    """An optimiser that makes the parameters NaN in that meta-step, counted from 1."""
-    return optax.scale_by_schedule(lambda count: jnp.where(count < step - 1, -0.1, jnp.nan))
-
-
-@pytest.mark.parametrize(
-    ("when", "message", "latest"),
-    [
-        ({}, r"meta-step 7: the query loss is nan", 5),  # found in the report of the meta-steps 7 and 8
-        ({"checkpoint_every": 3}, r"meta-step 6: encoder/block1/conv/\w+ has an entry that is not finite", 3),
-        ({"validate_every": 6, "checkpoint_every": 2}, r"meta-step 6: encoder/block1/conv/\w+ has an entry", 4),
-    ],
-    ids=["loss", "checkpoint", "validation"],
-)
-def test_what_is_not_finite_stops_training(tmp_path, when, message, latest):
-    """And leaves the last checkpoint that is; the way out is named."""
-    broken = experiment(optimizer=broken_after(6), **when)
-    with pytest.raises(train.NotFinite, match=message + r".*outer\.clip"):
-        train.train(broken, tmp_path)
-    state = stored(tmp_path, broken)
-    assert int(state.step) == latest
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.stats)))
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        assert checkpoints.latest_step("best") in (None, 4)
-
-
 class Lines:
     """A user's own tasks, in a class that is no pytree: y = a x; `answer` says what the queries' y are."""
 

@@ -38,6 +38,7 @@ _HEADS = {
 
 FIELDS = (
     tied("seed", 0, SEED, "of initialisation and of every task: tasks are a function of (seed, split, index)"),
+    free("debug", False, ANY, "look for NaN after every operation, and report every meta-step: slow"),
     # data
     tied("data.name", "glyphs", _DATA, "the data set; the README says which files each needs"),
     free("data.dir", "", ANY, "folder of the raw files; '' is datasets/NAME, or TFDS's own"),

@@ -29,6 +29,12 @@ FIELDS = (
         at_least(0),
         "tasks a device takes side by side, a divisor of its share; 0: one on a CPU, else all",
     ),
+    free(
+        "train.on_nonfinite",
+        "stop",
+        one_of(stop="and keep the meta-step for `replay`", skip="leave such meta-steps out"),
+        "what a number that is infinite or none makes training do",
+    ),
     free("train.report_every", 100, at_least(1), "meta-steps between lines of progress, run as one compiled call"),
     free(
         "train.validate_every",

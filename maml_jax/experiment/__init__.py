@@ -32,6 +32,7 @@ class Training(NamedTuple):
       validate_every: between validations; 0: never.
       validation_tasks: tasks of a validation.
       checkpoint_every: between checkpoints to resume from.
+      on_nonfinite: 'stop' at a meta-step that comes to a number which is infinite or none, or 'skip' it.
     """
 
     steps: int
@@ -41,6 +42,7 @@ class Training(NamedTuple):
     validate_every: int
     validation_tasks: int
     checkpoint_every: int
+    on_nonfinite: str = "stop"
 
 
 class Testing(NamedTuple):
@@ -141,7 +143,16 @@ class Experiment:
 def _training(config: ml_collections.ConfigDict, devices: int) -> Training:
     t = config.train
     at_once = t.tasks_at_once or (1 if jax.default_backend() == "cpu" else t.tasks // devices)
-    return Training(t.steps, t.tasks, at_once, t.report_every, t.validate_every, t.validation_tasks, t.checkpoint_every)
+    return Training(
+        steps=t.steps,
+        tasks=t.tasks,
+        tasks_at_once=at_once,
+        report_every=1 if config.debug else t.report_every,
+        validate_every=t.validate_every,
+        validation_tasks=t.validation_tasks,
+        checkpoint_every=t.checkpoint_every,
+        on_nonfinite=t.on_nonfinite,
+    )
 
 
 def _testing(

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 
@@ -147,10 +149,17 @@ def build_outer(config: ml_collections.ConfigDict) -> optax.GradientTransformati
         "rmsprop": lambda: optax.scale_by_rms(decay=0.99, eps=1e-8, eps_in_sqrt=False),
     }
     return optax.chain(
-        optax.clip(c.clip) if c.clip else optax.identity(),
+        _clip(c.clip) if c.clip else optax.identity(),
         optax.add_decayed_weights(c.weight_decay) if c.weight_decay else optax.identity(),
         rules[c.optimizer](),
         optax.scale_by_learning_rate(build_schedule(config)),
+    )
+
+
+def _clip(most: float) -> optax.GradientTransformation:
+    """Clips entry by entry, as `optax.clip`, and leaves what is infinite for training to find."""
+    return optax.stateless(
+        lambda updates, params: jax.tree.map(lambda g: jnp.where(jnp.isinf(g), g, jnp.clip(g, -most, most)), updates)
     )
 
 
