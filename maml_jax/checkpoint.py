@@ -1,5 +1,8 @@
-"""Checkpoints of a run: the latest, to resume from, and the best by validation, to keep."""
+"""Checkpoints of a run: the latest ones, to resume from, and the best by validation, to keep."""
 
+import hashlib
+import itertools
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,25 +14,32 @@ import orbax.checkpoint as ocp
 
 from maml_jax import tree
 from maml_jax.errors import DataError
+from maml_jax.files import write_whole
 from maml_jax.meta.step import MetaState
 from maml_jax.nn.norm import OPTIONAL
+from maml_jax.progress import say
 from maml_jax.tree import PyTree
 
 KINDS = ("latest", "best")
+DAMAGED = "damaged"
+_SUMS = "sha256.json"
+_SUMMED = "summed"  # a fact of checkpoints that have a file of sums
 
 
 class Checkpoints:
     """The checkpoints under a run's work directory, written by Orbax, each whole or not at all.
 
     A state is stored as a flat mapping from names to arrays, so that a checkpoint can be read without this library's
-    classes.
+    classes. Beside it stand the SHA-256 sums of its files, by which damage is noticed. A latest checkpoint that is
+    damaged gives way to the one before, with a warning.
 
     Args:
       folder: such as `workdir/checkpoints`; made on the first save.
+      keep: how many of the latest ones.
     """
 
-    def __init__(self, folder: Path):
-        self._folder = folder.absolute()
+    def __init__(self, folder: Path, keep: int = 2):
+        self._folder, self._keep = folder.absolute(), keep
         self._managers: dict[str, ocp.CheckpointManager] = {}
 
     def __enter__(self) -> "Checkpoints":
@@ -40,7 +50,7 @@ class Checkpoints:
             manager.close()
 
     def save(self, kind: str, step: int, state: PyTree, **facts: Any) -> None:
-        """Writes `state` as the new 'latest' or 'best' checkpoint, and removes the one before once it is safe.
+        """Writes `state` as the new 'latest' or 'best' checkpoint, and removes those too many once it is safe.
 
         Args:
           kind: 'latest' or 'best'.
@@ -51,22 +61,41 @@ class Checkpoints:
         manager = self._manager(kind)
         if manager.latest_step() == step:
             return  # after a crash between two saves, the same step with the same content comes again
-        arrays = ocp.args.StandardSave(_flatten(state))
-        manager.save(step, args=ocp.args.Composite(state=arrays, facts=ocp.args.JsonSave(facts)), force=True)
+        arrays, facts = ocp.args.StandardSave(_flatten(state)), ocp.args.JsonSave({**facts, _SUMMED: True})
+        manager.save(step, args=ocp.args.Composite(state=arrays, facts=facts), force=True)
         manager.wait_until_finished()
+        if jax.process_index() == 0:
+            _write_sums(self._folder / kind / str(step))
+
+    def set_damaged_aside(self) -> None:
+        """Moves damaged checkpoints into the folder 'damaged', so that a training goes on from sound ones.
+
+        Raises:
+          DataError: no latest checkpoint is sound, though there are some.
+        """
+        for kind in KINDS:
+            steps = self._steps(kind)
+            bad = {step: reason for step in steps if (reason := self._damage(kind, step))}
+            if kind == "latest" and steps and len(bad) == len(steps):
+                kept = self._newest_sound(kind)
+                del bad[kept]
+                _write_sums(self._folder / kind / str(kept))
+            for step, reason in bad.items() if jax.process_index() == 0 else ():
+                aside = self._folder / DAMAGED / f"{kind}-{step}"
+                aside.parent.mkdir(exist_ok=True)
+                (self._folder / kind / str(step)).rename(_free(aside))
+                say(f"warning: {reason}; it is set aside in {aside.parent}")
+            if bad and (manager := self._managers.pop(kind, None)):
+                manager.close()
 
     def latest_step(self, kind: str) -> int | None:
-        """The meta-step of the checkpoint of that kind; None if there is none."""
-        if not (self._folder / kind).is_dir():
-            return None
-        return self._manager(kind).latest_step()
+        """The meta-step of the newest checkpoint of that kind; None if there is none."""
+        return max(self._steps(kind), default=None)
 
     def facts(self, kind: str) -> dict[str, Any]:
         """The values kept with the checkpoint of that kind; empty if there is none."""
         step = self.latest_step(kind)
-        if step is None:
-            return {}
-        return self._manager(kind).restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
+        return {} if step is None else self._facts(kind, step)
 
     def restore(self, kind: str, like: PyTree) -> PyTree:
         """Reads the checkpoint of that kind.
@@ -99,27 +128,70 @@ class Checkpoints:
     def read(self, kind: str) -> tuple[dict[str, np.ndarray], Path]:
         """All arrays of the checkpoint of that kind by name, such as 'params.encoder.block1.conv.kernel', and its path.
 
+        It is the newest that is sound, with a warning if a newer one is not.
+
         Raises:
-          DataError: there is none, or it cannot be read.
+          DataError: there is none, or none can be read.
         """
-        step = self.latest_step(kind)
-        if step is None:
-            raise DataError(f"no checkpoint in {self._folder / kind}; train first, with the same --workdir")
+        step = self._newest_sound(kind)
         path = self._folder / kind / str(step)
-        try:
-            restore = ocp.args.Composite(state=ocp.args.StandardRestore())
-            stored = self._manager(kind).restore(step, args=restore)["state"]
-        except Exception as error:  # whatever a damaged file makes Orbax raise
-            reason = str(error).strip().split("\n")[0]
-            raise DataError(f"cannot read the checkpoint {path}: {reason}") from error
+        stored = self._restored(kind, step, state=ocp.args.StandardRestore())
         # Version 0.1 kept statistics that last without their collection's name.
         return {re.sub(r"^stats\.(?=encoder\.)", "stats.lasting_stats.", n): leaf for n, leaf in stored.items()}, path
+
+    def _steps(self, kind: str) -> list[int]:
+        if not (self._folder / kind).is_dir():
+            return []
+        return [int(entry.name) for entry in (self._folder / kind).iterdir() if entry.name.isdigit()]
+
+    def _newest_sound(self, kind: str) -> int:
+        """The meta-step of the newest checkpoint that is as it was written, or else of one that lacks its sums only."""
+        steps = sorted(self._steps(kind), reverse=True)
+        if not steps:
+            raise DataError(f"no checkpoint in {self._folder / kind}; train first, with the same --workdir")
+        damage = {step: self._damage(kind, step) for step in steps}
+        sound = [step for step in steps if not damage[step]] or [n for n in steps if damage[n].endswith(_SUMS)]
+        if not sound:
+            other = "eval.checkpoint=latest takes another" if kind == "best" else "put its files back from a copy"
+            raise DataError(f"{damage[steps[0]]}, and no other is sound; {other}, or train anew in another --workdir")
+        if damage[steps[0]]:
+            say(f"warning: {damage[steps[0]]}; taking that of meta-step {sound[0]}")
+        return sound[0]
+
+    def _damage(self, kind: str, step: int) -> str:
+        """What is wrong with the files of a checkpoint; '' if nothing is, or it is of a version that kept no sums."""
+        folder = self._folder / kind / str(step)
+        if not (folder / _SUMS).exists():
+            try:
+                facts = self._facts(kind, step)
+            except DataError as error:
+                return str(error)
+            return f"the checkpoint {folder} lacks {_SUMS}" if facts.get(_SUMMED) else ""
+        try:
+            expected, found = json.loads((folder / _SUMS).read_text()), _sums(folder)
+            wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+        except (OSError, ValueError, AttributeError) as error:
+            return f"cannot read the checkpoint {folder}: {error}"
+        return f"the checkpoint {folder} is damaged: {wrong[0]} is not as it was written" if wrong else ""
+
+    def _facts(self, kind: str, step: int) -> dict[str, Any]:
+        return self._restored(kind, step, facts=ocp.args.JsonRestore())
+
+    def _restored(self, kind: str, step: int, **what: Any) -> Any:
+        """The one item of a checkpoint that is asked for."""
+        try:
+            (item,) = self._manager(kind).restore(step, args=ocp.args.Composite(**what)).values()
+        except Exception as error:  # whatever a damaged file makes Orbax raise
+            reason = str(error).strip().split("\n")[0]
+            raise DataError(f"cannot read the checkpoint {self._folder / kind / str(step)}: {reason}") from error
+        return item
 
     def _manager(self, kind: str) -> ocp.CheckpointManager:
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
         if kind not in self._managers:
-            options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+            keep = self._keep if kind == "latest" else 1
+            options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
             self._managers[kind] = ocp.CheckpointManager(self._folder / kind, options=options)
         return self._managers[kind]
 
@@ -151,6 +223,23 @@ def fit_model(stored: Mapping[str, np.ndarray], path: Path, like: MetaState) -> 
             want = named[name].shape if name in named else "unknown"
             raise DataError(f"the checkpoint {path} is of another model: {name} is {got}, expected {want}")
     return like.replace(**tree.map_named(lambda name, leaf: trained.get(name, leaf), wanted))
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """The SHA-256 sum of every file but that of the sums, by path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SUMS)
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _write_sums(folder: Path) -> None:
+    content = json.dumps(_sums(folder), indent=2).encode()
+    write_whole(folder / _SUMS, lambda file: file.write(content))
+
+
+def _free(path: Path) -> Path:
+    """The path, or if that is taken one with a number behind it."""
+    paths = (path.with_name(f"{path.name}-{n}") if n else path for n in itertools.count())
+    return next(path for path in paths if not path.exists())
 
 
 def _flatten(state: PyTree) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What the command line's verbs do, as functions of a checked configuration."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +19,7 @@ from maml_jax.evaluate import Evaluation, Evaluator
 from maml_jax.experiment import Experiment, stored_data
 from maml_jax.experiment.pretraining import pretraining
 from maml_jax.files import write_whole
+from maml_jax.lock import only_one
 from maml_jax.meta.step import MetaState
 from maml_jax.models.start import begin_from, take
 from maml_jax.models.tested import to_test
@@ -38,9 +40,10 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
     start_jax(config.parallel)
     experiment = open_experiment(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        write_whole(stored, lambda file: file.write(config_lib.to_json(config).encode()))
-    training.train(experiment, workdir, _begun(config, experiment, workdir))
+    with _to_itself(workdir):
+        if jax.process_index() == 0:
+            write_whole(stored, lambda file: file.write(config_lib.to_json(config).encode()))
+        training.train(experiment, workdir, _begun(config, experiment, workdir))
     with Checkpoints(workdir / "checkpoints") as checkpoints:  # with a fresh optimiser's state
         learned = checkpoints.restore_model(experiment.testing.checkpoint, experiment.fresh_state())
     evaluation = _evaluate(experiment, learned, workdir)
@@ -61,6 +64,11 @@ def remake_report(config: Config, workdir: Path) -> None:
     run = to_test(config, workdir, None)
     if jax.process_index() == 0:
         print(report.write(workdir, run.experiment, run.state, config_lib.flatten(run.trained)))
+
+
+def _to_itself(folder: Path) -> contextlib.AbstractContextManager:
+    """Keeps other runs out of a folder; of the processes of one run, the first sees to that."""
+    return only_one(folder) if jax.process_index() == 0 else contextlib.nullcontext()
 
 
 def _begun(config: Config, experiment: Experiment, workdir: Path) -> MetaState | None:
@@ -131,7 +139,9 @@ def audit(
     subject = Subject.of(run.config, run.trained, run.experiment, run.state, quick)
     protocol = protocol_of(run.config, run.experiment, run.state, subject)
     folder = workdir / auditing.FOLDER
-    measures = auditing.audit(subject, protocol, run.experiment.stores, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_one(folder):
+        measures = auditing.audit(subject, protocol, run.experiment.stores, folder)
     print(f"{measures['headline']['sentence']}\n{folder / 'report.md'}")
     passed = measures["leak_certificate"].get("passed", True)
     if not passed:

@@ -102,7 +102,8 @@ def train(experiment: Experiment, workdir: Path, start: MetaState | None = None)
       NotFinite: a number came out infinite or none; what led to it is kept in the folder 'nonfinite'.
     """
     state, t = experiment.fresh_state() if start is None else start, experiment.training
-    with Checkpoints(workdir / "checkpoints") as checkpoints, _StopSignal() as stop:
+    with Checkpoints(workdir / "checkpoints", t.keep) as checkpoints, _StopSignal() as stop:
+        checkpoints.set_damaged_aside()
         resumed = checkpoints.latest_step("latest")
         if resumed is not None:
             state = checkpoints.restore("latest", state)

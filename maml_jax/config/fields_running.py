@@ -43,6 +43,7 @@ FIELDS = (
         "meta-steps between validations, which pick the best checkpoint; 0: never",
     ),
     free("train.validation_tasks", 200, at_least(2), "tasks of the validation split, the same ones every time"),
+    free("train.keep", 2, at_least(1), "checkpoints kept to resume from: a damaged one gives way to the one before"),
     free("train.checkpoint_every", 1000, at_least(1), "meta-steps between checkpoints to resume from"),
     # parallel
     free("parallel.backend", "shard_map", one_of(*BACKENDS), "how tasks are spread, with the same result"),

@@ -33,6 +33,7 @@ class Training(NamedTuple):
       validation_tasks: tasks of a validation.
       checkpoint_every: between checkpoints to resume from.
       on_nonfinite: 'stop' at a meta-step that comes to a number which is infinite or none, or 'skip' it.
+      keep: how many of the latest checkpoints.
     """
 
     steps: int
@@ -43,6 +44,7 @@ class Training(NamedTuple):
     validation_tasks: int
     checkpoint_every: int
     on_nonfinite: str = "stop"
+    keep: int = 2
 
 
 class Testing(NamedTuple):
@@ -152,6 +154,7 @@ def _training(config: ml_collections.ConfigDict, devices: int) -> Training:
         validation_tasks=t.validation_tasks,
         checkpoint_every=t.checkpoint_every,
         on_nonfinite=t.on_nonfinite,
+        keep=t.keep,
     )
 
 
