@@ -16,9 +16,9 @@ from maml_jax.data.stream import Feed, example, sample_batch
 from maml_jax.episode import Tasks
 from maml_jax.evaluate import Evaluator
 from maml_jax.experiment import Experiment, Training
-from maml_jax.files import MetricsWriter, NoMetrics
 from maml_jax.meta.method import Method
 from maml_jax.meta.step import MetaState, meta_step
+from maml_jax.metrics import MetricsWriter, NoMetrics
 from maml_jax.nonfinite import NotFinite, explained
 from maml_jax.parallel import AXIS, agreed, my_share, replicate, spread
 from maml_jax.progress import Meter, say

@@ -19,7 +19,8 @@ from maml_jax.data.store import ClassStore
 from maml_jax.data.stream import HostTasks
 from maml_jax.episode import Episode
 from maml_jax.errors import DataError
-from maml_jax.files import MetricsWriter, to_json, write_whole
+from maml_jax.files import to_json, write_whole
+from maml_jax.metrics import MetricsWriter
 from maml_jax.nn.mlp import MLP
 from maml_jax.nn.model import learner
 from tests.helpers import assert_same, experiment, small
@@ -179,18 +180,6 @@ def test_checkpoints_of_version_0_1_load(tmp_path):
     assert_same(jax.device_get(restored), jax.device_get(now), 0)
     for part in ("step", "params", "stats"):
         assert_same(getattr(model, part), jax.device_get(getattr(now, part)), 0)
-
-
-def test_metrics_after_a_crash(tmp_path):
-    lines = [
-        '{"step": 5, "split": "train", "loss": 1.0}\n',
-        '{"step": 10, "split": "train", "loss": 0.5}\n',
-        '{"step": 1',
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(lines))
-    with MetricsWriter(tmp_path, resume_step=5) as metrics:
-        metrics.write(10, "train", loss=0.25)
-    assert [(r["step"], r["loss"]) for r in records(tmp_path)] == [(5, 1.0), (10, 0.25)]
 
 
 def test_json_has_null_where_there_is_no_number():

@@ -9,8 +9,9 @@ import numpy as np
 from maml_jax import results
 from maml_jax.config.fields import BY_NAME, default_of
 from maml_jax.experiment import Experiment
-from maml_jax.files import read_metrics, write_whole
+from maml_jax.files import write_whole
 from maml_jax.meta.step import MetaState
+from maml_jax.metrics import read_metrics
 from maml_jax.report.curves import draw_curves, is_curve
 from maml_jax.report.episode import draw_episode, judged
 from maml_jax.report.learning import draw_learning
