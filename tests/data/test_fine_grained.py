@@ -146,6 +146,7 @@ def test_lists_are_complete(name):
     assert {split: len(classes) for split, classes in listed.items()} == module.DATA_SET.classes
     assert len(module.SPLIT.split_of) == sum(map(len, listed.values())) == total
     assert "" not in module.SPLIT.split_of
+    assert dogs.SPLIT.split_of[dogs.SPLIT.key("n02085620-chihuahua")] == "train", "as tensorflow-datasets spells it"
 
 
 @pytest.mark.parametrize("form", FORMS)
