@@ -95,14 +95,14 @@ def _labelled(
     Raises:
       DataError: if a file is missing, malformed, or names an image or a class that is not there.
     """
-    class_names = [str(name) for name in files.read(names, ["class_names"])["class_names"]]
+    class_names = list(map(str, files.read(names, "class_names")))
     classes: dict[str, list[str]] = defaultdict(list)
     for place, file in labels.items():
-        rows = files.read(file, ["annotations"])["annotations"]
-        if not {field, "class"} <= set(rows.dtype.names or ()):
+        rows = files.read(file, "annotations")
+        if not (isinstance(rows, list) and all(isinstance(row, dict) and {field, "class"} <= set(row) for row in rows)):
             raise DataError(f"'annotations' of {file} lacks {field} or class: is it the one with labels?")
-        for path, number in zip(map(str, rows[field]), matlab.integers(rows["class"], file), strict=True):
-            key = f"{place}/{path.rpartition('/')[2]}"
+        for row, number in zip(rows, matlab.integers((row["class"] for row in rows), file), strict=True):
+            key = f"{place}/{str(row[field]).rpartition('/')[2]}"
             if key not in images or not 1 <= number <= len(class_names):
                 raise DataError(
                     f"{file} has the image {key} of class {number}: there is no such image or no such class"

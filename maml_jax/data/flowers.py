@@ -76,7 +76,7 @@ def source(root: str | os.PathLike[str], split: str = "", image_size: int = 84, 
 
 def _labelled(tree: Tree, files: MatFiles) -> Classes:
     """The images of each class, by the number of each image and the labels."""
-    labels = matlab.integers(files.read(LABELS.file, ["labels"])["labels"], LABELS.file)
+    labels = matlab.integers(files.read(LABELS.file, "labels"), LABELS.file)
     classes: dict[str, list[str]] = defaultdict(list)
     for member in filter(is_image, tree.members):
         if match := _IMAGE.fullmatch(member.rpartition("/")[2].lower()):

@@ -146,7 +146,6 @@ def test_lists_are_complete(name):
     assert {split: len(classes) for split, classes in listed.items()} == module.DATA_SET.classes
     assert len(module.SPLIT.split_of) == sum(map(len, listed.values())) == total
     assert "" not in module.SPLIT.split_of
-    assert dogs.SPLIT.split_of[dogs.SPLIT.key("n02085620-chihuahua")] == "train", "as tensorflow-datasets spells it"
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -235,7 +234,6 @@ def test_a_box_that_holds_nothing(tmp_path):
         (mat(labels=np.ones((1, 3))), r"imagelabels\.mat has labels of 3 images, and none of jpg/image_00004\.jpg"),
         (mat(labels=np.full((1, 10), np.nan)), r"cannot read the labels in imagelabels\.mat"),
         (mat(labels=np.full((1, 10), 1.5)), r"cannot read the labels in imagelabels\.mat: they are no integers"),
-        (mat(labels=np.zeros((1, 2 << 20), np.uint8)), r"imagelabels\.mat is larger than labels can be"),
         (bytes(5 << 20), r"imagelabels\.mat is larger than labels can be"),
     ],
 )
@@ -276,8 +274,8 @@ def test_prepare_says_how_the_classes_differ_from_the_published(prepare, tmp_pat
     FORMS["dtd folders"](tmp_path / "raw")
     status, out, err = prepare("dtd", 16)
     assert status == 0, err
-    assert "that of Meta-Dataset" in out
-    assert "33" in out + err
+    assert "the split is that of Meta-Dataset" in out
+    assert "the published train split of dtd has 33 classes, this one 2" in err
 
 
 def test_a_model_of_mini_imagenet_is_tested_on_flowers(launch, tmp_path):
