@@ -36,7 +36,7 @@ def test_presets(name):
 def test_presets_that_there_are_none_of():
     with pytest.raises(ConfigError, match=r"'mini_5w1z'; did you mean mini_5w1s"):
         config_lib.preset("mini_5w1z")
-    with pytest.raises(ConfigError, match=r"there are cifarfs_5w1s, .*tiered_5w5s"):
+    with pytest.raises(ConfigError, match=r"there are aircraft_5w1s, .*tiered_5w5s"):
         config_lib.preset("../x")
 
 
