@@ -7,22 +7,15 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from maml_jax import config as config_lib
 from maml_jax.config.fields import BY_NAME, FIELDS, SECTIONS, default_of
 from maml_jax.errors import ConfigError
+from tests.draws import changed, draws, mended, refusal
 
 ROOT = Path(__file__).parents[1]
 OLD = Path(__file__).parent / "old" / "config.json"  # written by the version before the table
 NUMBERS = [field.name for field in FIELDS if type(default_of(field.name)) in (int, float)]
-
-
-def changed(**values):
-    """The defaults with some fields set; '__' stands for the dot."""
-    config = config_lib.default()
-    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in values.items()})
-    return config
 
 
 def assigned(config, name, value):
@@ -33,15 +26,6 @@ def assigned(config, name, value):
         if field in target:
             del target[field]
         target[field] = value
-
-
-def refusal(config):
-    """The error that a configuration is refused with; None if it is accepted."""
-    try:
-        config_lib.check(config)
-    except ConfigError as error:
-        return error
-    return None
 
 
 def test_the_table_is_whole():
@@ -222,50 +206,11 @@ def test_what_is_beyond_them_is_refused_by_name(name, value):
         config_lib.check(changed(**{name: value}))
 
 
-def texts(name):
-    """Values for a field that is a text: those there are, and some that are not."""
-    some = ["", "x", "batch", "per_step", "block1=batch", "norm(", "^head", "^encoder", "a:1", "auto", "a.b:C", "é\n"]
-    return st.sampled_from([*BY_NAME[name].rule.choices * 4, *some])
-
-
-def values(name):
-    """Values for a field: mostly such as it may have, now and then any of its type."""
-    kinds = {
-        bool: st.booleans(),
-        int: st.sampled_from([0, 1, 1, 2, 2, 3, 4, 5, 28, 84, -1, 2**31, 2**40]),
-        float: st.sampled_from([0.0, 1e-9, 0.1, 0.5, 0.9, 1.0, 2.0, -1.0, math.nan, math.inf, 1e-50, 1e300]),
-        tuple: st.lists(st.sampled_from([0, 1, 5, -1, 1.5]), max_size=3).map(tuple),
-    }
-    return texts(name) if isinstance(default_of(name), str) else kinds[type(default_of(name))]
-
-
-# Which fields contradict each other stands in `maml_jax.config.checks`; these are drawn more often.
-TOGETHER = """data.name task.way model.encoder model.norm model.head model.loss inner.steps inner.head_rate inner.fixed
-inner.learn_rates inner.rates_per_step inner.positive_rates inner.first_order outer.multi_step outer.first_order
-inner.precondition inner.proximal outer.method outer.cg_steps
-train.validate_every eval.way eval.checkpoint eval.head eval.steps"""
-draws = st.lists(st.sampled_from([*BY_NAME, *TOGETHER.split() * 8]), max_size=12, unique=True).flatmap(
-    lambda names: st.fixed_dictionaries({name: values(name) for name in names})
-)
-
-
 @settings(max_examples=400, deadline=None)
 @given(draws)
 def test_any_draw_is_fine_or_refused_and_every_way_out_is_open(drawn):
     """What an error proposes is accepted, or leads to another error, whose way out is open in turn."""
-    config = changed(**drawn)
-    seen = set()
-    for _ in range(20):
-        error = refusal(config)
-        if error is None:
-            return
-        assert any(name in error.facts for name in BY_NAME), error.facts
-        assert "--" not in error.facts
-        assert error.facts not in seen, "the way out leads back"
-        seen.add(error.facts)
-        named = re.match(r"[\w.]+", error.facts)[0]
-        config.update_from_flattened_dict(error.settings or {named: default_of(named)})
-    pytest.fail("no way out")
+    assert refusal(mended(changed(**drawn))) is None
 
 
 @pytest.mark.parametrize(
