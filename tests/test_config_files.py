@@ -146,6 +146,7 @@ def test_what_may_change_when_a_run_goes_on(name):
 
 
 FREE = [
+    "debug",
     "data.dir",
     "data.download",
     "data.cache_dir",
@@ -157,9 +158,11 @@ FREE = [
     "outer.factor",
     "outer.period",
     "train.steps",
+    "train.on_nonfinite",
     "train.report_every",
     "train.validate_every",
     "train.validation_tasks",
+    "train.keep",
     "train.checkpoint_every",
 ]
 
