@@ -1,7 +1,7 @@
 """CIFAR-FS, 5-way 1-shot, iMAML (Rajeswaran et al. 2019, arXiv:1909.04630).
 
-λ, steps and rates as for Omniglot in the paper's code; the paper publishes no figure for CIFAR-FS. Not run to its
-end by us yet; the rest as in `cifarfs_5w1s.py`.
+λ, steps and rates as for Omniglot in the paper's code; the paper publishes no figure for CIFAR-FS. Not run to its end
+by us yet; the rest as in `cifarfs_5w1s.py`.
 
     python launch.py --config configs/cifarfs_5w1s_imaml.py --config.data.dir=FOLDER
 """

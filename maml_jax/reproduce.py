@@ -1,6 +1,5 @@
 """The verb `reproduce`: what it takes to stand a figure of ours beside a published one."""
 
-import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from maml_jax.compare import norms
 from maml_jax.config import Config
 from maml_jax.errors import ConfigError
 from maml_jax.files import to_json, write_whole
+from maml_jax.metrics import read_metrics
 from maml_jax.models.arguments import Parser
 from maml_jax.models.card import commit
 from maml_jax.progress import say
@@ -126,8 +126,7 @@ def protocols(config: Config) -> dict[str, Config]:
 def training_seconds(folder: Path, tasks: int) -> float:
     """How long the meta-steps took, by the speeds in `metrics.jsonl`: without compilation, validation and breaks."""
     seconds = before = 0
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        entry = json.loads(line)
+    for entry in read_metrics(folder):
         if entry["split"] == "train":
             seconds += (entry["step"] - before) * tasks / entry["tasks_per_second"]
             before = entry["step"]

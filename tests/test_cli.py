@@ -160,7 +160,8 @@ def test_mistakes_are_one_clear_line(launch, tmp_path, monkeypatch, arguments, m
 
 
 @pytest.mark.parametrize(
-    "name", ["omniglot_5w1s", "mini_5w1s", "tiered_5w1s", "cifarfs_5w1s", "fc100_5w1s", "cub_5w1s", "inat_5w1s"]
+    "name",
+    [f"{name}_5w1s" for name in ("omniglot", "mini", "tiered", "cifarfs", "fc100", "cub", "inat", "cars", "flowers")],
 )
 def test_missing_data_is_one_clear_error(launch, tmp_path, cache, name):
     stores = lambda: sorted(path.name for path in (cache / "stores").glob(f"*{name.split('_')[0]}*"))  # noqa: E731

@@ -36,7 +36,7 @@ def test_presets(name):
 def test_presets_that_there_are_none_of():
     with pytest.raises(ConfigError, match=r"'mini_5w1z'; did you mean mini_5w1s"):
         config_lib.preset("mini_5w1z")
-    with pytest.raises(ConfigError, match=r"there are cifarfs_5w1s, .*tiered_5w5s"):
+    with pytest.raises(ConfigError, match=r"there are aircraft_5w1s, .*tiered_5w5s"):
         config_lib.preset("../x")
 
 
@@ -146,6 +146,7 @@ def test_what_may_change_when_a_run_goes_on(name):
 
 
 FREE = [
+    "debug",
     "data.dir",
     "data.download",
     "data.cache_dir",
@@ -157,9 +158,11 @@ FREE = [
     "outer.factor",
     "outer.period",
     "train.steps",
+    "train.on_nonfinite",
     "train.report_every",
     "train.validate_every",
     "train.validation_tasks",
+    "train.keep",
     "train.checkpoint_every",
 ]
 

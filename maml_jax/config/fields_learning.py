@@ -58,8 +58,9 @@ FIELDS = (
         "",
         ANY,
         "classes of each split, where there is a choice; '' is the first named, or as the files have it. omniglot: "
-        "vinyals (1028/172/423 characters) or random (1100/100/423); cub200: closerlook or feat; folder and tfds:NAME: "
-        'random (64/16/20 % of the classes) or a JSON file {"train": [class names], "val": [...], "test": [...]}; '
+        "vinyals (1028/172/423 characters) or random (1100/100/423); cub200: closerlook or feat; aircraft, flowers, "
+        "dtd: meta_dataset; cars, dogs: dn4; these five, folder and tfds:NAME: random (64/16/20 % of the classes) or a "
+        'JSON file {"train": [class names], "val": [...], "test": [...]}; '
         "folder: also images (every class in every split, 64/16/20 % of its images)",
     ),
     tied("data.split_seed", 0, at_least(0), "of random splits, and of the glyphs drawn"),

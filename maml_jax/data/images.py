@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,6 +15,9 @@ from maml_jax.data.archive import Tree
 from maml_jax.data.source import ClassImages
 from maml_jax.errors import DataError
 
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom of a part of an image, in pixels from its upper left corner; the last two lie outside."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Look:
@@ -25,12 +28,15 @@ class Look:
       channels: 3 for colour, 1 for grey; 0: grey if all images are, else colour.
       background: red, green and blue that transparent pixels are laid on.
       native: if not 0, the side that every image must come with.
+      box: gives the part of an image, by its path, that is taken, as far as it lies inside, or None for
+        all of it; None: all of every image.
     """
 
     size: int
     channels: int = 3
     background: tuple[int, int, int] = pixels.WHITE
     native: int = 0
+    box: Callable[[str], Box | None] | None = None
 
 
 def to_square(image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BILINEAR) -> np.ndarray:
@@ -77,7 +83,22 @@ def _load(tree: Tree, members: Sequence[str], look: Look, account: Account) -> n
         if look.native and image.size != (look.native, look.native):
             width, height = image.size
             raise DataError(f"the image {origin} is {width} x {height} pixels, expected {look.native} x {look.native}")
+        if look.box and (box := look.box(member)):
+            image = _cut(image, box, origin)
         return to_square(image, look.size)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without Python's lock
         return np.stack(list(pool.map(one, members)))
+
+
+def _cut(image: Image.Image, box: Box, origin: str) -> Image.Image:
+    """The part of an image in a box.
+
+    Raises:
+      DataError: if there is none.
+    """
+    left, top, right, bottom = box
+    inside = max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height)
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+        raise DataError(f"the box {box} holds nothing of the image {origin}, of {image.width} x {image.height} pixels")
+    return image.crop(inside)

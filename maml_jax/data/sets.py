@@ -1,8 +1,13 @@
 """The table of data sets, collected from the modules that read them."""
 
 from maml_jax.data import (
+    aircraft,
+    cars,
     cifar,
     cub200,
+    dogs,
+    dtd,
+    flowers,
     folder,
     glyphs,
     inat2017,
@@ -26,6 +31,11 @@ DATA_SETS = {
         *cifar.DATA_SETS,
         cub200.DATA_SET,
         inat2017.DATA_SET,
+        aircraft.DATA_SET,
+        flowers.DATA_SET,
+        dtd.DATA_SET,
+        cars.DATA_SET,
+        dogs.DATA_SET,
         folder.DATA_SET,
         sinusoid.DATA_SET,
     )

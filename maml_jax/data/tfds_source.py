@@ -3,19 +3,21 @@
 import difflib
 import functools
 import os
+import re
 import socket
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maml_jax.data import folder, pixels
+from maml_jax.data import cars, dogs, dtd, folder, pixels
 from maml_jax.data.account import Account
 from maml_jax.data.dataset import DataSet
 from maml_jax.data.images import Look
 from maml_jax.data.source import Source, stamp
 from maml_jax.data.split import JsonSplit, Listing, check_name, images_split, random_split
+from maml_jax.data.tfrecords import TFRecords
 from maml_jax.errors import ConfigError, DataError
 
 PREFIX = "tfds:"
@@ -24,6 +26,8 @@ VERSION = 1
 TERMS = "From tensorflow-datasets; its catalogue (https://www.tensorflow.org/datasets/catalog) names origin and terms."
 _CHANNELS = {1: 1, 2: 1, 3: 3, 4: 3}
 """Of the stored images, by those of the data set's, of which the even ones have transparency."""
+_PUBLISHED = {"cars196": cars.SPLIT, "dtd": dtd.SPLIT, "stanford_dogs": dogs.SPLIT}
+"""Splits by others of what tensorflow-datasets has, too."""
 _SPLITS = {"train": "train", "validation": "val", "val": "val", "test": "test"}
 
 
@@ -48,7 +52,7 @@ def source(
       image_size: side of the images in pixels, to which they are resized, bilinearly with antialiasing.
       split: '' for the above and else 64, 16 and 20 % of the classes, drawn by `seed`; 'random' for these in any case;
         'images' for splits that share classes, its own if it has several of the usual names; or a JSON file of the
-        classes of each split.
+        classes of each split; or a published split of `_PUBLISHED`, by its name.
       seed: of the random split.
       download: whether to download and prepare it if it is not there. Many of its data sets need TensorFlow for that.
       background: red, green and blue that transparent pixels are laid on.
@@ -57,7 +61,10 @@ def source(
       ConfigError: if the package is not installed, or there is no such data set or split.
       DataError: if it is not prepared, or no image classification data set.
     """
-    check_name(split)
+    published = _PUBLISHED.get(re.split("[/:]", name)[0])
+    if published is None or split != published.name:
+        published = None
+        check_name(split)
     builder = _builder(name, data_dir, download)
     examples = _Examples(builder)
     chosen = JsonSplit(Path(split)) if split.endswith(".json") else None
@@ -67,6 +74,9 @@ def source(
     def listing() -> Listing:
         by_split = examples.by_split()
         known = set(by_split) <= set(_SPLITS) and len(by_split) > 1
+        if published:
+            account.rule = published.origin
+            return published.pick(_merged(by_split))
         if chosen:
             account.rule = f"as {split} has it"
             return chosen.pick(_merged(by_split))
@@ -153,7 +163,7 @@ class _Examples:
 
         kind = self._info.file_format.value
         if kind == "tfrecord":
-            return {split: _TFRecords(info) for split, info in self._info.splits.items()}
+            return {split: TFRecords(info) for split, info in self._info.splits.items()}
         if kind != "array_record":
             raise DataError(f"{self.path} is in the format {kind}; array_record and tfrecord can be read")
         return self._builder.as_data_source(deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
@@ -219,62 +229,6 @@ def _merged(by_split: dict[str, dict[str, list[str]]]) -> dict[str, list[str]]:
         for name, members in classes.items():
             merged[name] += members
     return dict(merged)
-
-
-def _records(file: str) -> Iterator[bytes]:
-    from grain.experimental import TFRecordIterDataset  # takes a second to load, which no other data set needs
-
-    return iter(TFRecordIterDataset(file))
-
-
-class _TFRecords(Sequence[bytes]):
-    """The records of a split in TFRecord files: read whole once, for their checksums, and then one by one.
-
-    Args:
-      info: the split's.
-
-    Raises:
-      DataError: if a file is damaged.
-    """
-
-    def __init__(self, info: Any):
-        self._places: list[tuple[str, int]] = []
-        for file, count in zip(map(str, info.filepaths), info.shard_lengths, strict=True):
-            places = list(self._check(file))
-            if len(places) != count:
-                raise DataError(f"cannot read {file}: it has {len(places)} examples instead of {count}")
-            self._places += ((file, place) for place in places)
-
-    @staticmethod
-    def _check(file: str) -> Iterator[int]:
-        """Yields where each record begins."""
-        import google_crc32c
-
-        records = _records(file)
-        with open(file, "rb") as raw:
-            while True:
-                start = records.get_state()["reader_offset"]
-                try:
-                    record = next(records, None)
-                except (ValueError, OverflowError, MemoryError) as error:
-                    raise DataError(f"cannot read {file}: truncated or damaged at byte {start}") from error
-                if record is None:
-                    return
-                raw.seek(records.get_state()["reader_offset"] - 4)
-                crc = google_crc32c.value(record)
-                masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32  # TFRecord's own way of storing a checksum
-                if int.from_bytes(raw.read(4), "little") != masked:
-                    raise DataError(f"cannot read {file}: the record at byte {start} differs from its checksum")
-                yield start
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, i: int) -> bytes:
-        file, place = self._places[i]
-        records = _records(file)
-        records.set_state({"reader_offset": place})
-        return next(records)
 
 
 def data_set(name: str) -> DataSet:

@@ -152,7 +152,7 @@ def test_without_network(tmp_path, toy, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["server"]
 
 
-@pytest.mark.parametrize("name", ["omniglot", "cifar_fs", "fc100", "cub200"])
+@pytest.mark.parametrize("name", ["omniglot", "cifar_fs", "fc100", "cub200", "dtd"])
 def test_known_downloads(name):
     for known in data.DATA_SETS[name].downloads:
         assert known.url.startswith("https://")

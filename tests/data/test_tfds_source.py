@@ -144,6 +144,29 @@ def test_json_split(prepared, tmp_path):
     }
 
 
+def test_published_split(prepared, monkeypatch):
+    """A list that is kept here, for a data set of which there is one; other names are refused as before."""
+    listing = {"train": ["ant", "cat"], "val": ["bee"], "test": ["eel"]}
+    pick = lambda classes: {split: {c: classes[c] for c in names} for split, names in listing.items()}  # noqa: E731
+    monkeypatch.setitem(
+        tfds_source._PUBLISHED, "toy_insects", types.SimpleNamespace(name="theirs", origin="of them", pick=pick)
+    )
+    source = tfds_source.source("toy_insects:1.0.0", prepared, 8, "theirs")
+    assert {split: [c.name for c in classes] for split, classes in source.splits.items()} == listing
+    assert source.account.rule == "of them"
+    for name, split in (("toy_grey", "theirs"), ("toy_insects", "dn4")):
+        with pytest.raises(ConfigError, match=r"data\.split is"):
+            tfds_source.source(name, prepared, 8, split)
+
+
+@pytest.mark.parametrize("name", ["cars196", "dtd"])
+def test_published_splits_have_the_classes_that_tensorflow_datasets_has(name):
+    split = tfds_source._PUBLISHED[name]
+    labels = tfds.builder(name).info.features["label"].names
+    assert {split.key(label) for label in labels} == set(split.split_of)
+    assert len(labels) == len(split.split_of)
+
+
 def test_tfrecord_reads_as_array_record_does(prepared, tmp_path):
     one = everything(tfds_source.source("toy_insects", prepared, 8))
     prepare(ToyInsects(data_dir=tmp_path, file_format="array_record"))

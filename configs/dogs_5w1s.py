@@ -1,0 +1,15 @@
+"""Stanford Dogs, 5-way 1-shot, transductive, split of DN4 (Li et al. 2019).
+
+As `mini_5w1s.py`, but for the data: no figure is published for this setting. The archive is downloaded if there is a
+network (794 MB). Not run by us.
+
+    python launch.py --config configs/dogs_5w1s.py --config.data.dir=FOLDER
+"""
+
+from maml_jax.config import preset
+
+
+def get_config():
+    c = preset("mini_5w1s")
+    c.data.name = "dogs"
+    return c
