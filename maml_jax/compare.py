@@ -84,9 +84,11 @@ def _latest(folder: Path) -> dict:
 
 
 def norms(own: str) -> dict[str, str]:
-    """Modes to evaluate a model by that was trained in mode `own`."""
-    if own.startswith("per_step"):
-        return {"transductive": "per_step_batch", "inductive": "per_step"}
+    """Modes to evaluate a model by that was trained in mode `own`, as far as it has what they need."""
+    if own == "per_step_batch":  # with no running statistics
+        return {"transductive": own}
+    if own == "per_step":
+        return {"transductive": "per_step_batch", "inductive": own}
     return {"transductive": "batch", "inductive": "metabn" if own == "batch" else own}
 
 
@@ -94,6 +96,8 @@ def table(rows: list[dict]) -> str:
     """The accuracies in Markdown, with their intervals."""
 
     def cell(row, kind):
+        if kind not in row:
+            return "none"
         return f"{row[kind]['accuracy']:.2%} ± {row[kind]['ci95']:.2%} (`{row[kind]['norm']}`)"
 
     lines = ["| method | transductive | inductive |", "| --- | --- | --- |"]

@@ -119,8 +119,8 @@ def protocols(config: Config) -> dict[str, Config]:
     fifteen = config.copy_and_resolve_references()
     fifteen.eval.query, fifteen.eval.steps = 15, config.inner.steps
     inductive = fifteen.copy_and_resolve_references()
-    inductive.model.norm = norms(config.model.norm)["inductive"]
-    return {"published": config, "fifteen": fifteen, "inductive": inductive}
+    inductive.model.norm = norms(config.model.norm).get("inductive", "")
+    return {"published": config, "fifteen": fifteen} | ({"inductive": inductive} if inductive.model.norm else {})
 
 
 def training_seconds(folder: Path, tasks: int) -> float:
