@@ -15,4 +15,7 @@ def get_config():
     c.inner.head_rate = 0.01
     c.outer.schedule = "constant"
     c.train.steps = 60_000
+    c.data.rotations = False
+    c.data.support_augment = "none"
+    c.data.query_augment = "none"
     return c

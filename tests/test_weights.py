@@ -228,6 +228,16 @@ def test_code_of_ones_own_is_run_if_asked_for(tmp_path):
     assert jax.tree.leaves(model.params)
 
 
+def test_nothing_of_the_machine_is_exported(tmp_path):
+    """Where its data lay and which devices it had is nobody's business, and of no use elsewhere."""
+    save_run(tmp_path / "run", data__dir=str(tmp_path), data__cache_dir=str(tmp_path), parallel__cpu_devices=3)
+    weights.export(tmp_path / "run", tmp_path / "model")
+    text = (tmp_path / "model" / "config.json").read_text()
+    assert str(tmp_path) not in text
+    assert json.loads(text)["parallel"]["cpu_devices"] == 0
+    maml_jax.load(tmp_path / "model")
+
+
 def test_shipped_weights_do_what_their_card_says(cache, monkeypatch):
     """On characters that no class of the training has; the card gives 93.7 %, and 92.8 % each query by itself."""
     monkeypatch.setenv("MAML_JAX_CACHE", str(cache))

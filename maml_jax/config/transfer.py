@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 
 from maml_jax import tree
-from maml_jax.config.fields import default_of
+from maml_jax.config.fields import BY_NAME, default_of
 from maml_jax.experiment.method import build_method
 
 _OF_THE_DATA = ("dir", "split", "split_seed", "class_depth", "skip_small")
@@ -52,3 +52,11 @@ def trained_channels(trained: ml_collections.ConfigDict, parameters: dict[str, n
         if all(parameters[name].shape == leaf.shape for name, leaf in wanted.items() if name in parameters):
             fitting.append(str(channels))
     return fitting[0] if len(fitting) == 1 else "auto"
+
+
+def anywhere(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The configuration without what is about the machine that a model was trained on: its folders and its devices."""
+    config = config.copy_and_resolve_references()
+    local = [name for name in BY_NAME if name.startswith("parallel.") or name in ("data.dir", "data.cache_dir")]
+    config.update_from_flattened_dict({name: default_of(name) for name in local})
+    return config

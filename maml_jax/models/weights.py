@@ -24,6 +24,7 @@ import safetensors.numpy
 from maml_jax import config as config_lib
 from maml_jax import tree
 from maml_jax.config import Config
+from maml_jax.config.transfer import anywhere
 from maml_jax.episode import Episode
 from maml_jax.errors import ConfigError, DataError, UserError
 from maml_jax.experiment.method import build_method
@@ -87,7 +88,7 @@ def export(workdir: Path, folder: Path, own_code: bool = False) -> None:
     content = {
         ARRAYS: safetensors.numpy.save(arrays, facts),
         CONFIG: (
-            json.dumps({"format": FORMAT, **json.loads(config_lib.to_json(model.config))}, indent=2) + "\n"
+            json.dumps({"format": FORMAT, **json.loads(config_lib.to_json(anywhere(model.config)))}, indent=2) + "\n"
         ).encode(),
     }
     digest = hashlib.sha256(content[ARRAYS]).hexdigest()
