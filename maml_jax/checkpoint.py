@@ -1,17 +1,19 @@
 """Checkpoints of a run: the latest ones, to resume from, and the best by validation, to keep."""
 
+import contextlib
 import hashlib
 import itertools
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
 from maml_jax import tree
 from maml_jax.errors import DataError
@@ -69,8 +71,9 @@ class Checkpoints:
         arrays, facts = ocp.args.StandardSave(_flatten(state)), ocp.args.JsonSave({**facts, _SUMMED: True})
         path = self._folder / kind / str(step)
         try:
-            manager.save(step, args=ocp.args.Composite(state=arrays, facts=facts), force=True)
-            manager.wait_until_finished()
+            with _quiet():
+                manager.save(step, args=ocp.args.Composite(state=arrays, facts=facts), force=True)
+                manager.wait_until_finished()
         except (OSError, ValueError) as error:  # the latter by TensorStore, of whatever the system says
             self._remove_unfinished(kind)
             raise cannot_write(path, _reason(error)) from error
@@ -245,6 +248,17 @@ def _sums(folder: Path) -> dict[str, str]:
     """The SHA-256 sum of every file but that of the sums, by path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SUMS)
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Orbax's own account of errors, over pages: they are raised, too."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _reason(error: Exception) -> str:
