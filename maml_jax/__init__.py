@@ -9,7 +9,7 @@ from maml_jax.config import preset
 from maml_jax.data.stream import sample_batch
 from maml_jax.data.tasks import load_tasks
 from maml_jax.episode import Episode, Tasks
-from maml_jax.errors import ConfigError, DataError, UserError
+from maml_jax.errors import ConfigError, DataError, DeviceError, DiskError, UserError
 from maml_jax.meta.implicit import ImplicitMaml
 from maml_jax.meta.inner import InnerLoop, adapt, all_but, descent, sgd
 from maml_jax.meta.learner import Learner, Pass, Phase
@@ -32,6 +32,8 @@ __all__ = [
     "ConfigError",
     "Curvature",
     "DataError",
+    "DeviceError",
+    "DiskError",
     "Episode",
     "FlaxLearner",
     "ImplicitMaml",

@@ -1,20 +1,23 @@
 """Checkpoints of a run: the latest ones, to resume from, and the best by validation, to keep."""
 
+import contextlib
 import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
 from maml_jax import tree
 from maml_jax.errors import DataError
-from maml_jax.files import write_whole
+from maml_jax.files import cannot_write, make_folder, write_whole
 from maml_jax.meta.step import MetaState
 from maml_jax.nn.norm import OPTIONAL
 from maml_jax.progress import say
@@ -57,15 +60,25 @@ class Checkpoints:
           step: meta-steps taken.
           state: a pytree of arrays.
           **facts: plain values to keep with it.
+
+        Raises:
+          DiskError: it cannot be written; those before stay.
         """
+        make_folder(self._folder / kind)
         manager = self._manager(kind)
         if manager.latest_step() == step:
             return  # after a crash between two saves, the same step with the same content comes again
         arrays, facts = ocp.args.StandardSave(_flatten(state)), ocp.args.JsonSave({**facts, _SUMMED: True})
-        manager.save(step, args=ocp.args.Composite(state=arrays, facts=facts), force=True)
-        manager.wait_until_finished()
+        path = self._folder / kind / str(step)
+        try:
+            with _quiet():
+                manager.save(step, args=ocp.args.Composite(state=arrays, facts=facts), force=True)
+                manager.wait_until_finished()
+        except (OSError, ValueError) as error:  # the latter by TensorStore, of whatever the system says
+            self._remove_unfinished(kind)
+            raise cannot_write(path, _reason(error)) from error
         if jax.process_index() == 0:
-            _write_sums(self._folder / kind / str(step))
+            _write_sums(path)
 
     def set_damaged_aside(self) -> None:
         """Moves damaged checkpoints into the folder 'damaged', so that a training goes on from sound ones.
@@ -74,6 +87,7 @@ class Checkpoints:
           DataError: no latest checkpoint is sound, though there are some.
         """
         for kind in KINDS:
+            self._remove_unfinished(kind)
             steps = self._steps(kind)
             bad = {step: reason for step in steps if (reason := self._damage(kind, step))}
             if kind == "latest" and steps and len(bad) == len(steps):
@@ -82,7 +96,7 @@ class Checkpoints:
                 _write_sums(self._folder / kind / str(kept))
             for step, reason in bad.items() if jax.process_index() == 0 else ():
                 aside = self._folder / DAMAGED / f"{kind}-{step}"
-                aside.parent.mkdir(exist_ok=True)
+                make_folder(aside.parent)
                 (self._folder / kind / str(step)).rename(_free(aside))
                 say(f"warning: {reason}; it is set aside in {aside.parent}")
             if bad and (manager := self._managers.pop(kind, None)):
@@ -138,6 +152,11 @@ class Checkpoints:
         stored = self._restored(kind, step, state=ocp.args.StandardRestore())
         # Version 0.1 kept statistics that last without their collection's name.
         return {re.sub(r"^stats\.(?=encoder\.)", "stats.lasting_stats.", n): leaf for n, leaf in stored.items()}, path
+
+    def _remove_unfinished(self, kind: str) -> None:
+        """Removes what a failed or killed writer has left, which would fill the disk."""
+        for left in (self._folder / kind).glob("*.orbax-checkpoint-tmp*") if jax.process_index() == 0 else ():
+            shutil.rmtree(left, ignore_errors=True)
 
     def _steps(self, kind: str) -> list[int]:
         if not (self._folder / kind).is_dir():
@@ -229,6 +248,23 @@ def _sums(folder: Path) -> dict[str, str]:
     """The SHA-256 sum of every file but that of the sums, by path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _SUMS)
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Orbax's own account of errors, over pages: they are raised, too."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _reason(error: Exception) -> str:
+    """What the operating system said, in the words of TensorStore or its own."""
+    said = re.search(r": ([^:]*) \[os_error_code", str(error))
+    return said[1] if said else getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
 
 
 def _write_sums(folder: Path) -> None:

@@ -14,15 +14,17 @@ from maml_jax import train as training
 from maml_jax.checkpoint import Checkpoints
 from maml_jax.config import Config
 from maml_jax.data.account import in_words
+from maml_jax.data.watch import Watch
 from maml_jax.errors import ConfigError
 from maml_jax.evaluate import Evaluation, Evaluator
 from maml_jax.experiment import Experiment, stored_data
 from maml_jax.experiment.pretraining import pretraining
-from maml_jax.files import write_whole
+from maml_jax.files import make_folder, write_whole
 from maml_jax.lock import only_one
 from maml_jax.meta.step import MetaState
 from maml_jax.models.start import begin_from, take
 from maml_jax.models.tested import to_test
+from maml_jax.parallel import failures_explained
 from maml_jax.progress import say
 from maml_jax.startup import open_experiment, start_jax
 
@@ -39,7 +41,7 @@ def train(config: Config, workdir: Path) -> Evaluation | None:
         config_lib.check_same_run(config, config_lib.load(stored), workdir)
     start_jax(config.parallel)
     experiment = open_experiment(config, workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_folder(workdir)
     with _to_itself(workdir):
         if jax.process_index() == 0:
             write_whole(stored, lambda file: file.write(config_lib.to_json(config).encode()))
@@ -82,7 +84,7 @@ def _begun(config: Config, experiment: Experiment, workdir: Path) -> MetaState |
 
 def _pretrained(config: Config, experiment: Experiment, folder: Path) -> MetaState:
     """Where meta-training starts after supervised training of the encoder, which is done first, or gone on with."""
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     say(f"supervised training of the encoder for {config.train.pretrain} steps, in {folder}")
     supervised = pretraining(config, experiment, experiment.stores)
     training.train(supervised, folder)
@@ -108,7 +110,7 @@ def evaluate(config: Config, workdir: Path, weights: str | None = None, own_code
       UserError: there is no such model, or it does not fit the configuration.
     """
     run = to_test(config, workdir, weights, own_code)
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_folder(workdir)
     return _evaluate(run.experiment, run.state, workdir, run.origin)
 
 
@@ -139,8 +141,8 @@ def audit(
     subject = Subject.of(run.config, run.trained, run.experiment, run.state, quick)
     protocol = protocol_of(run.config, run.experiment, run.state, subject)
     folder = workdir / auditing.FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    with only_one(folder):
+    make_folder(folder)
+    with only_one(folder), failures_explained():
         measures = auditing.audit(subject, protocol, run.experiment.stores, folder)
     print(f"{measures['headline']['sentence']}\n{folder / 'report.md'}")
     passed = measures["leak_certificate"].get("passed", True)
@@ -153,7 +155,9 @@ def _evaluate(
     experiment: Experiment, state: MetaState, workdir: Path, origin: Mapping[str, Any] = MappingProxyType({})
 ) -> Evaluation | None:
     t = experiment.testing
-    result = Evaluator(experiment, t.split)(state.params, state.stats, t.tasks, show=True)
+    with Watch(experiment.stores) as watch, failures_explained():
+        result = Evaluator(experiment, t.split)(state.params, state.stats, t.tasks, show=True)
+        watch.check()
     if jax.process_index() > 0:
         return None
     results.write(workdir, experiment, result, int(state.step), origin)

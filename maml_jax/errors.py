@@ -29,3 +29,11 @@ class ConfigError(UserError, ValueError):
 
 class DataError(UserError, ValueError):
     """Image data is missing, damaged or too small for the episodes asked of it; the message names the file."""
+
+
+class DiskError(UserError, OSError):
+    """A file cannot be written: the disk is full, or read-only, or fails; the message names the file."""
+
+
+class DeviceError(UserError, RuntimeError):
+    """A device is missing, has too little memory or fails, or another process of the run has ended."""

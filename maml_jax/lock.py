@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from maml_jax.errors import ConfigError
+from maml_jax.files import writing
 from maml_jax.progress import say
 
 try:
@@ -29,17 +30,19 @@ def only_one(folder: Path) -> Iterator[None]:
 
     Raises:
       ConfigError: another process is at work in the folder; names its host and number.
+      DiskError: the folder cannot be written to.
     """
-    with (folder / FILE).open("a+") as file:
+    with writing(folder / FILE):
+        opened = (folder / FILE).open("ab+", buffering=0)
+    with opened as file:
         if _taken(file):
             raise ConfigError(
                 f"{_holder(file)} is at work in {folder}; wait until it has ended, or give another --workdir"
             )
-        file.seek(0)
-        file.truncate()
         since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        json.dump({"host": socket.gethostname(), "process": os.getpid(), "since": since}, file)
-        file.flush()
+        with writing(folder / FILE):
+            file.truncate(0)
+            file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": since}).encode())
         yield
 
 

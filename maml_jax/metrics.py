@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from maml_jax.errors import DataError
-from maml_jax.files import to_json
+from maml_jax.files import make_folder, to_json, writing
 
 _METRICS = "metrics.jsonl"
 _BLOCK = 1 << 16  # bytes read at once
@@ -38,19 +38,26 @@ class MetricsWriter:
     Args:
       workdir: the run's folder.
       resume_step: what an earlier start wrote beyond this meta-step is dropped, since it will come again.
+
+    Raises:
+      DiskError: it cannot be written, at first or later. Half a line is dropped at the next start.
     """
 
     def __init__(self, workdir: Path, resume_step: int):
-        path = workdir / _METRICS
-        if path.exists():
-            os.truncate(path, _length_until(path, resume_step))
-        self._file = path.open("a")
+        self._path = path = workdir / _METRICS
+        with writing(path):
+            if path.exists():
+                os.truncate(path, _length_until(path, resume_step))
+            self._file = path.open("ab", buffering=0)
         self._board = _Board(workdir / "tensorboard", resume_step)
 
     def write(self, step: int, split: str, **scalars: float) -> None:
         """Adds one line: `step` meta-steps taken, the `split` measured on, and the scalars."""
-        self._file.write(to_json({"step": step, "split": split, **scalars}, indent=None))
-        self._file.flush()
+        row = to_json({"step": step, "split": split, **scalars}, indent=None).encode()
+        with writing(self._path):
+            written = self._file.write(row)
+            if written < len(row):  # there was room for a part
+                self._file.write(row[written:])
         self._board.write(step, {f"{split}/{name}": value for name, value in scalars.items()})
 
     def __enter__(self) -> "MetricsWriter":
@@ -114,22 +121,26 @@ class _Board:
         from tensorboardX.record_writer import RecordWriter
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-        folder.mkdir(exist_ok=True)
-        self._file = RecordWriter(str(folder / f"events.out.tfevents.{_number(folder)}.{socket.gethostname()}"))
-        self._add(file_version="brain.Event:2")
+        make_folder(folder)
+        self._path = folder / f"events.out.tfevents.{_number(folder)}.{socket.gethostname()}"
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._add(step=resume_step + 1, session_log=start)
-        self._file.flush()
+        with writing(self._path):
+            self._file = RecordWriter(str(self._path))
+            self._add(file_version="brain.Event:2")
+            self._add(step=resume_step + 1, session_log=start)
+            self._file.flush()
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Adds scalars by their tags, measured after `step` meta-steps."""
         values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self._add(step=step, summary=self._summary(value=values))
-        self._file.flush()
+        with writing(self._path):
+            self._add(step=step, summary=self._summary(value=values))
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with writing(self._path):  # what could not be written is tried once more
+            self._file.close()
 
     def _add(self, **content: Any) -> None:
         self._file.write(self._event(wall_time=time.time(), **content).SerializeToString())

@@ -20,7 +20,7 @@ from maml_jax.episode import Episode
 from maml_jax.errors import DataError, UserError
 from maml_jax.experiment import Experiment
 from maml_jax.experiment.method import build_method, build_outer
-from maml_jax.files import write_whole
+from maml_jax.files import make_folder, write_whole
 from maml_jax.meta.method import Method
 from maml_jax.meta.step import MetaState, init_state
 from maml_jax.models.arguments import Parser
@@ -142,7 +142,7 @@ def _keep(workdir: Path, state: MetaState, episodes: Episode) -> Path:
     packed = io.BytesIO()
     np.savez(packed, **{name: np.asarray(value) for name, value in jax.device_get(arrays).items()})
     path = workdir / FOLDER / f"step-{int(state.step) + 1}.npz"
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     write_whole(path, lambda file: file.write(packed.getvalue()))
     return path
 

@@ -1,7 +1,9 @@
 """One function on every device, each with its share of the tasks."""
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from maml_jax.errors import ConfigError
+from maml_jax.errors import ConfigError, DeviceError
 from maml_jax.tree import PyTree
 
 AXIS = "tasks"  # over devices, for collectives
@@ -73,11 +75,36 @@ def mean_over(axis: str, tree: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, same)
 
 
-def agreed(flag: bool) -> bool:
-    """Whether `flag` is set in any process."""
+def agreed(flags: np.ndarray) -> np.ndarray:
+    """Which of `flags` are set in any process; bool, of any shape."""
     if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+        return flags
+    return np.asarray(multihost_utils.process_allgather(flags)).any(0)
+
+
+@contextlib.contextmanager
+def failures_explained() -> Iterator[None]:
+    """Gives what the machine is to blame for a message of its own; defects of programs stay as they are.
+
+    Raises:
+      DeviceError: within the context, memory was too small, a device failed, or another process ended.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        status, reason = re.match(r"([A-Z_]*):? *([^\n]*)", str(error)).groups()
+        if status in ("INVALID_ARGUMENT", "UNIMPLEMENTED", "") or "callback" in str(error).lower():
+            raise
+        if status == "RESOURCE_EXHAUSTED":
+            raise DeviceError(
+                f"a device has too little memory ({reason}); fewer tasks side by side take less, so do more devices",
+                {"train.tasks_at_once": 1},
+            ) from error
+        what = "a device failed" if jax.process_count() == 1 else "another process of the run has ended, or failed"
+        raise DeviceError(
+            f"{what} ({status}: {reason}); the same command goes on from the latest checkpoint, on fewer devices or "
+            f"processes, too"
+        ) from error
 
 
 def choose_devices(tasks: int, count: int) -> list[jax.Device]:

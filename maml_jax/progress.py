@@ -23,13 +23,17 @@ def silence() -> None:
 
 
 def say(message: str) -> None:
-    """Prints a line to standard error, at once; above the bar, if there is one."""
+    """Prints a line to standard error, at once; above the bar, if there is one.
+
+    That nobody can be told, since a terminal is gone or a log's disk is full, ends no run.
+    """
     if _silent:
         return
-    if _bar is not None:
-        _bar.console.print(message, markup=False, highlight=False, soft_wrap=True)
-    else:
-        print(message, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        if _bar is not None:
+            _bar.console.print(message, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(message, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

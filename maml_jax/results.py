@@ -18,7 +18,7 @@ import maml_jax
 from maml_jax.data.stream import drawn_classes
 from maml_jax.evaluate import Evaluation
 from maml_jax.experiment import Experiment
-from maml_jax.files import to_json, write_whole
+from maml_jax.files import make_folder, to_json, write_whole
 
 FOLDER = "eval"
 QUANTILES = (0.01, 0.05, 0.25)
@@ -48,7 +48,7 @@ def write(
     report = to_json({**describe(experiment, evaluation, step, arrays), **origin}).encode()
     packed = io.BytesIO()
     np.savez(packed, **arrays)
-    (folder / FOLDER).mkdir(exist_ok=True)
+    make_folder(folder / FOLDER)
     path = _free(folder / FOLDER, name_of(experiment), report, packed.getvalue())
     places = {path: path.with_suffix(".npz"), folder / "eval.json": folder / "eval_tasks.npz"}
     for figures, tasks in places.items():  # a name is taken once its figures are there

@@ -8,22 +8,35 @@ import jax
 
 from maml_jax import data
 from maml_jax.config import Config
+from maml_jax.errors import DeviceError
 from maml_jax.experiment import Experiment, stored_data
 from maml_jax.progress import say, silence
+
+_SILENCE = 30  # seconds after which a process counts as ended
+_SHUTDOWN = 15  # seconds to wait for the others at the end
 
 
 def start_jax(parallel: Config) -> None:
     """Sets up the devices of this process, and its place among several.
 
-    A CPU is made several devices, which take tasks side by side: on small tensors, XLA alone leaves cores idle.
+    A CPU is made several devices, which take tasks side by side: on small tensors, XLA alone leaves cores idle. Of
+    several processes, the others end when one has been silent for half a minute.
+
+    Raises:
+      DeviceError: there is no device of the kind asked for, or other processes are not there.
     """
     with contextlib.suppress(RuntimeError):  # JAX has started, as within a program of the user's own
         jax.config.update("jax_num_cpu_devices", parallel.cpu_devices or _cores())
-    if parallel.coordinator == "auto":
-        jax.distributed.initialize()
-    elif parallel.coordinator:
-        jax.distributed.initialize(parallel.coordinator, parallel.processes, parallel.process)
-    if jax.process_index() > 0:
+    place = (parallel.coordinator, parallel.processes, parallel.process) if parallel.coordinator != "auto" else ()
+    try:
+        if parallel.coordinator:
+            jax.distributed.initialize(*place, heartbeat_timeout_seconds=_SILENCE, shutdown_timeout_seconds=_SHUTDOWN)
+        others = jax.process_index() > 0
+    except RuntimeError as error:
+        reason, asked = " ".join(str(error).split()), os.environ.get("JAX_PLATFORMS")
+        way = f"; JAX_PLATFORMS={asked} asks for it, without that JAX takes what is there" if asked else ""
+        raise DeviceError(f"JAX cannot start: {reason}{way}") from error
+    if others:
         silence()
 
 

@@ -13,6 +13,7 @@ from jax import lax
 
 from maml_jax.checkpoint import Checkpoints
 from maml_jax.data.stream import Feed, example, sample_batch
+from maml_jax.data.watch import Watch
 from maml_jax.episode import Tasks
 from maml_jax.evaluate import Evaluator
 from maml_jax.experiment import Experiment, Training
@@ -20,7 +21,8 @@ from maml_jax.meta.method import Method
 from maml_jax.meta.step import MetaState, meta_step
 from maml_jax.metrics import MetricsWriter, NoMetrics
 from maml_jax.nonfinite import NotFinite, explained
-from maml_jax.parallel import AXIS, agreed, my_share, replicate, spread
+from maml_jax.pace import Pace
+from maml_jax.parallel import AXIS, agreed, failures_explained, my_share, replicate, spread
 from maml_jax.progress import Meter, say
 from maml_jax.tree import PyTree
 
@@ -100,6 +102,9 @@ def train(experiment: Experiment, workdir: Path, start: MetaState | None = None)
     Raises:
       Interrupted: SIGINT or SIGTERM came; the steps taken are in the latest checkpoint.
       NotFinite: a number came out infinite or none; what led to it is kept in the folder 'nonfinite'.
+      DiskError: the work directory cannot be written to.
+      DataError: the images were changed, or checkpoints are damaged.
+      DeviceError: a device or another process failed.
     """
     state, t = experiment.fresh_state() if start is None else start, experiment.training
     with Checkpoints(workdir / "checkpoints", t.keep) as checkpoints, _StopSignal() as stop:
@@ -113,8 +118,10 @@ def train(experiment: Experiment, workdir: Path, start: MetaState | None = None)
             MetricsWriter(workdir, first) if jax.process_index() == 0 else NoMetrics() as metrics,
             Feed(experiment.tasks, experiment.devices, t.tasks, first, t.steps, t.report_every) as feed,
             Meter("training", t.steps, "meta-steps", first, lines=False) as meter,
+            Watch(experiment.stores) as watch,
+            failures_explained(),
         ):
-            run = _Run(experiment, feed, checkpoints, metrics, meter, stop)
+            run = _Run(experiment, feed, checkpoints, metrics, meter, stop, watch)
             try:
                 return run.take(state)
             except FloatingPointError as error:  # under jax_debug_nans
@@ -131,10 +138,11 @@ class _Run:
       state: where it stands.
     """
 
-    def __init__(self, experiment, feed, checkpoints, metrics, meter, stop):
+    def __init__(self, experiment, feed, checkpoints, metrics, meter, stop, watch):
         t = self._training = experiment.training
         self._feed, self._checkpoints, self._metrics = feed, checkpoints, metrics
-        self._meter, self._stop, self._devices = meter, stop, experiment.devices
+        self._meter, self._stop, self._devices, self._watch = meter, stop, experiment.devices, watch
+        self._pace = Pace()
         run = functools.partial(
             run_steps,
             method=experiment.method,
@@ -161,12 +169,10 @@ class _Run:
         if step < t.steps:
             say("compiling the meta-step; this takes a moment the first time")
         while step < t.steps:
-            until = self._next_stop(step)
-            self._steps(step, until)
-            step = until
+            step, stopping = self._steps(step, self._next_stop(step))
             if self._validator and (step % t.validate_every == 0 or step == t.steps):
                 self._validate(step)
-            stopping = agreed(self._stop.requested)
+            stopping = stopping or bool(agreed(np.array(self._stop.requested)))
             if step % t.checkpoint_every == 0 or step == t.steps or stopping:
                 self._save(step)
             if stopping:
@@ -179,18 +185,29 @@ class _Run:
         every = (t.report_every, t.checkpoint_every, t.validate_every)
         return min(t.steps, *((step // n + 1) * n for n in every if n))
 
-    def _steps(self, step: int, until: int) -> None:
-        logs = []
+    def _steps(self, step: int, until: int) -> tuple[int, bool]:
+        """Takes meta-steps to `until`, or fewer if asked to stop; where that is, and whether it was asked."""
+        logs, reached, stopping = [], step, False
+        self._pace.begin()
         for tasks, count in self._feed.between(step, until):
-            self.state, log = self._advance(self.state, tasks, np.int32(count))
-            self._meter.start()  # the first call returns when the program is compiled
-            jax.block_until_ready(logs[-1:])  # two calls under way at most, since each may hold its tasks' images
-            logs.append((count, log))
+            end = reached + count
+            while reached < end and not stopping:
+                part = min(end - reached, self._pace.steps)
+                self.state, log = self._advance(self.state, tasks, np.int32(part))
+                self._meter.start()  # the first call returns when the program is compiled
+                jax.block_until_ready(logs[-1:])  # two calls under way at most, since each may hold its tasks' images
+                logs.append((part, log))
+                reached += part
+                stopping = reached < until and self._pace.call_taken(self._stop.requested)
+            if stopping:
+                break
         self._report.show_last()  # while the device computes the next ones
-        self._report.add(step, until, logs)
+        self._report.add(step, reached, logs)
+        return reached, stopping
 
     def _save(self, step: int) -> None:
         self._report.show_last()
+        self._watch.check()
         with self._meter.paused():
             self._checkpoints.save("latest", step, self.state)
 
@@ -200,6 +217,7 @@ class _Run:
         self._report.show_last()
         with self._meter.paused():
             result = self._validator(state.params, state.stats, self._training.validation_tasks)
+            self._watch.check()
             protocol = {**self._protocol, "tasks": self._training.validation_tasks}
             facts = self._checkpoints.facts("best")
             same = facts.get("protocol", protocol) == protocol  # else the scores cannot be compared

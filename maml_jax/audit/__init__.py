@@ -12,7 +12,7 @@ from maml_jax.audit.measures import Arrays, Measurement, measurements
 from maml_jax.audit.provenance import duplicates, provenance
 from maml_jax.audit.subject import Subject
 from maml_jax.data.store import ClassStore
-from maml_jax.files import to_json, write_whole
+from maml_jax.files import make_folder, to_json, write_whole
 from maml_jax.progress import say
 
 __all__ = ["Subject", "audit", "measurements"]
@@ -38,7 +38,7 @@ def audit(
       The objects of `report.json`, by measure. The audit has failed if that of 'leak_certificate' has not `passed`.
     """
     kept = folder / _KEPT
-    kept.mkdir(parents=True, exist_ok=True)
+    make_folder(kept)
     known = json.loads(to_json(protocol))  # as it will be read again
     tested = protocol["split"]
     todo = measurements(subject, stores.get(tested))

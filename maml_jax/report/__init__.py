@@ -9,7 +9,7 @@ import numpy as np
 from maml_jax import results
 from maml_jax.config.fields import BY_NAME, default_of
 from maml_jax.experiment import Experiment
-from maml_jax.files import write_whole
+from maml_jax.files import make_folder, write_whole
 from maml_jax.meta.step import MetaState
 from maml_jax.metrics import read_metrics
 from maml_jax.report.curves import draw_curves, is_curve
@@ -39,7 +39,7 @@ def write(workdir: Path, experiment: Experiment, state: MetaState, settings: Map
       DataError: `metrics.jsonl` is damaged.
     """
     folder, step = workdir / FOLDER, int(state.step)
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     found = results.latest_of(workdir, experiment, step)
     parts = [f"# {workdir.resolve().name}", _headline(found[0] if found else None)]
     if rows := read_metrics(workdir):
