@@ -228,6 +228,21 @@ def test_code_of_ones_own_is_run_if_asked_for(tmp_path):
     assert jax.tree.leaves(model.params)
 
 
+@pytest.mark.parametrize("name", weights.shipped())
+def test_every_shipped_model_loads_and_its_card_has_both_protocols(name):
+    """And it tells the images of its own support set apart."""
+    trained = maml_jax.load(name)
+    card = (weights.SHIPPED / name / "README.md").read_text()
+    assert "| inductive (metabn) |" in card
+    assert "| transductive (batch) |" in card
+    assert "terms of the data" in card
+    ramp = np.linspace(0, 1, trained.look.size)
+    ramps = [np.tile(np.roll(ramp, 5 * i), (len(ramp), 1)) for i in range(3)]
+    images = np.stack(ramps)[..., None].repeat(trained.channels, -1)
+    said = trained.adapt(images, ["a", "b", "c"]).predict(images)
+    assert said.labels == ["a", "b", "c"]
+
+
 def test_nothing_of_the_machine_is_exported(tmp_path):
     """Where its data lay and which devices it had is nobody's business, and of no use elsewhere."""
     save_run(tmp_path / "run", data__dir=str(tmp_path), data__cache_dir=str(tmp_path), parallel__cpu_devices=3)
