@@ -61,15 +61,10 @@ def source(
       ConfigError: if the package is not installed, or there is no such data set or split.
       DataError: if it is not prepared, or no image classification data set.
     """
-    published = _PUBLISHED.get(re.split("[/:]", name)[0])
-    if published is None or split != published.name:
-        published = None
-        check_name(split)
+    published = _published(name, split)
     builder = _builder(name, data_dir, download)
-    examples = _Examples(builder)
+    examples, account = _Examples(builder), Account()
     chosen = JsonSplit(Path(split)) if split.endswith(".json") else None
-
-    account = Account()
 
     def listing() -> Listing:
         by_split = examples.by_split()
@@ -97,6 +92,15 @@ def source(
     return folder.image_source(
         f"tfds-{safe_name}-{image_size}", examples, listing, look, fingerprint, account, split == "images"
     )
+
+
+def _published(name, split):
+    """The published split of that name; None if it is another's, which must make sense then."""
+    published = _PUBLISHED.get(re.split("[/:]", name)[0])
+    if published is not None and split == published.name:
+        return published
+    check_name(split)
+    return None
 
 
 def _builder(name: str, data_dir: str | os.PathLike[str] | None, download: bool) -> Any:

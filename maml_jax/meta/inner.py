@@ -101,9 +101,8 @@ def adapt(
 ) -> tuple[PyTree, PyTree, PyTree]:
     """Adapts to one task by gradient descent on its support loss.
 
-    θ'₀ = θ;  θ'ₖ₊₁ = θ'ₖ − α ∇ L_support(θ'ₖ)   (Finn et al. 2017, equation 1), for the adapted part of θ and with the
-    optimizer's rule in place of plain descent. With λ and a preconditioner P, P (∇ L_support(θ'ₖ) + λ (θ'ₖ − θ)) is
-    what the optimizer is given.
+    θ'₀ = θ;  θ'ₖ₊₁ = θ'ₖ − α P (∇ L_support(θ'ₖ) + λ (θ'ₖ − θ))   (Finn et al. 2017, equation 1: P = 1 and λ = 0),
+    for the adapted part of θ and with the optimizer's rule in place of plain descent.
 
     Args:
       learner: the model.
@@ -114,12 +113,11 @@ def adapt(
       support_y: `[batch]` int32 labels, or `[batch, ...]` targets.
       steps: number of gradient steps, at least 0.
       train: meta-training, see `Phase`.
-      watch: what to keep of each step.
+      watch: what to keep of each step; unless told otherwise the support losses, `[steps]`.
       key: a random key for networks that draw, as with dropout.
 
     Returns:
-      The adapted parameters with their head, the statistics after the last support pass, and what `watch` gave for each
-      step: unless told otherwise the support losses, `[steps]`.
+      The adapted parameters with their head, the statistics after the last support pass, and what `watch` gave.
     """
     first, fixed, stats = inner.start(learner, params, stats, support_x, support_y)
     optimizer = optax.with_extra_args_support(inner.optimizer)
@@ -147,8 +145,8 @@ def adapt(
         adapted = optax.apply_updates(adapted, update)
         return (adapted, stats, optimizer_state, k + 1), watch(loss, tree.merge(adapted, fixed), stats, k)
 
-    start = (first, stats, optimizer.init(first), jnp.int32(0))
-    (adapted, stats, *_), watched = scan(step, start, steps, inner.checkpoint)
+    begin = first, stats, optimizer.init(first), jnp.int32(0)
+    (adapted, stats, *_), watched = scan(step, begin, steps, inner.checkpoint)
     return tree.merge(adapted, fixed), stats, watched
 
 
