@@ -32,8 +32,9 @@ def start_jax(parallel: Config) -> None:
         if parallel.coordinator:
             jax.distributed.initialize(*place, heartbeat_timeout_seconds=_SILENCE, shutdown_timeout_seconds=_SHUTDOWN)
         others = jax.process_index() > 0
-    except RuntimeError as error:
-        reason, asked = " ".join(str(error).split()), os.environ.get("JAX_PLATFORMS")
+    except (RuntimeError, AssertionError) as error:  # the latter, without a word, of a platform that is not installed
+        reason = " ".join(str(error).split()) or "there is no such device, or its part of JAX is not installed"
+        asked = os.environ.get("JAX_PLATFORMS")
         way = f"; JAX_PLATFORMS={asked} asks for it, without that JAX takes what is there" if asked else ""
         raise DeviceError(f"JAX cannot start: {reason}{way}") from error
     if others:

@@ -178,12 +178,13 @@ def test_a_store_is_deleted_under_a_running_job(tmp_path, whole, monkeypatch):
     assert_same(arrays(tmp_path), whole, 0)
 
 
-def test_there_is_no_such_device(tmp_path, cache):
+@pytest.mark.parametrize("platform", ["abacus", "tpu"])  # the latter is known, but not installed
+def test_there_is_no_such_device(tmp_path, cache, platform):
     program = [ROOT / "launch.py", "--workdir", tmp_path / "run", *TINY]
-    process = start_python(*program, cwd=tmp_path, JAX_PLATFORMS="abacus", MAML_JAX_CACHE=str(cache))
+    process = start_python(*program, cwd=tmp_path, JAX_PLATFORMS=platform, MAML_JAX_CACHE=str(cache))
     _, err = process.communicate(timeout=500)
     assert process.returncode == 2, err
-    assert "abacus" in err.splitlines()[-1]
+    assert platform in err.splitlines()[-1]
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
 
