@@ -134,8 +134,7 @@ def adapt(
         adapted, stats, optimizer_state, k = carry
         key_k = None if key is None else jax.random.fold_in(key, k)
         (loss, stats), gradient = loss_and_gradient(adapted, fixed, stats, k, key_k, support_x, support_y)
-        if inner.first_order:
-            gradient = lax.stop_gradient(gradient)
+        gradient = lax.stop_gradient(gradient) if inner.first_order else gradient
         if inner.proximal:
             gradient = jax.tree.map(lambda g, at, start: g + inner.proximal * (at - start), gradient, adapted, first)
         if inner.precondition:
