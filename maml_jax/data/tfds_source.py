@@ -87,10 +87,15 @@ def source(
 
     files = [examples.stamp(), *([chosen.stamp()] if chosen else [])]
     fingerprint = {"version": VERSION, "name": builder.info.full_name, "split": split, "seed": seed, "files": files}
-    safe_name = name.replace("/", "-").replace(":", "-")
     look = Look(image_size, examples.channels, background)
     return folder.image_source(
-        f"tfds-{safe_name}-{image_size}", examples, listing, look, fingerprint, account, split == "images"
+        f"tfds-{re.sub('[/:]', '-', name)}-{image_size}",
+        examples,
+        listing,
+        look,
+        fingerprint,
+        account,
+        split == "images",
     )
 
 
