@@ -195,13 +195,13 @@ class _Run:
                 part = min(end - reached, self._pace.steps)
                 self.state, log = self._advance(self.state, tasks, np.int32(part))
                 self._meter.start()  # the first call returns when the program is compiled
+                self._report.show_last()  # while the device has this call to work on
                 jax.block_until_ready(logs[-1:])  # two calls under way at most, since each may hold its tasks' images
                 logs.append((part, log))
                 reached += part
                 stopping = reached < until and self._pace.call_taken(self._stop.requested)
             if stopping:
                 break
-        self._report.show_last()  # while the device computes the next ones
         self._report.add(step, reached, logs)
         return reached, stopping
 

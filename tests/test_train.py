@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 import signal
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from maml_jax import train
+from maml_jax import parallel, train
 from maml_jax.checkpoint import Checkpoints
 from maml_jax.data import stream
 from maml_jax.data.store import ClassStore
@@ -94,6 +95,25 @@ def test_a_signal_stops_with_a_checkpoint_and_the_run_goes_on(whole, tmp_path, m
     assert_same(stored(tmp_path, experiment()), stored(whole, experiment()), 0)
     steps = [r["step"] for r in records(tmp_path)]
     assert steps == sorted(steps)
+
+
+def test_a_report_waits_for_one_call_of_the_next_ones(tmp_path, monkeypatch):
+    """And so is made when its meta-steps end: its tasks per second are theirs."""
+    events, write = [], MetricsWriter.write
+    monkeypatch.setattr(train, "Pace", lambda: SimpleNamespace(steps=1, begin=lambda: None, call_taken=bool))
+
+    def spread(*args, **how):
+        call = parallel.spread(*args, **how)
+        return lambda *args: events.append("call") or call(*args)
+
+    def report(self, step, *args, **scalars):
+        events.append(step)
+        write(self, step, *args, **scalars)
+
+    monkeypatch.setattr(train, "spread", spread)
+    monkeypatch.setattr(MetricsWriter, "write", report)
+    train.train(experiment(steps=6, report_every=2, checkpoint_every=6, validate_every=0), tmp_path)
+    assert events == ["call"] * 3 + [2] + ["call"] * 2 + [4] + ["call"] + [6]
 
 
 def test_a_second_signal_stops_at_once():
