@@ -26,10 +26,10 @@ REPORTS = 24  # at least, however long that takes where the processor is busy wi
 PATIENCE = 7200  # seconds without a report after which the run is stuck
 OFTEN = [
     "--config.train.steps=1000000000",
-    "--config.train.report_every=10",
-    "--config.train.validate_every=50",
+    "--config.train.report_every=20",
+    "--config.train.validate_every=100",
     "--config.train.validation_tasks=20",
-    "--config.train.checkpoint_every=20",
+    "--config.train.checkpoint_every=40",
     "--config.parallel.cpu_devices=1",
 ]
 
@@ -80,19 +80,22 @@ def taken(pid):
 
 
 def watch(process, run):
-    """Looks at a training once a second until its time is over.
+    """Looks at a training until its time is over, five times a second, which is short against a report.
 
     Returns:
       The time on the clock and the memory at each look, `[looks, 2]`; and for each report the meta-step, the time on
       the clock and that of the processor, `[reports, 3]`.
     """
+    metrics, size = run / "metrics.jsonl", 0
     looks, reports, heard = [], [], time.monotonic()
     while not reports or looks[-1][0] - reports[0][1] < 3600 * HOURS or len(reports) < REPORTS:
-        time.sleep(1)
+        time.sleep(0.2)
         assert process.poll() is None, "the training has ended"
         now, (processor, memory) = time.monotonic(), taken(process.pid)
         assert now - heard < PATIENCE, "the training is stuck"
-        step = max((row["step"] for row in read_metrics(run) if row["split"] == "train"), default=0)
+        before, size = size, metrics.stat().st_size if metrics.exists() else 0
+        rows = read_metrics(run) if size != before else ()
+        step = max((row["step"] for row in rows if row["split"] == "train"), default=0)
         if step > (reports[-1][0] if reports else 0):
             heard = now
             reports.append((step, now, processor))
@@ -115,14 +118,15 @@ def test_hours_of_the_default_configuration(tmp_path):
     process = start_python(ROOT / "launch.py", "--workdir", run, *OFTEN, cwd=tmp_path, **settings)
     reader = threading.Thread(target=lambda: said.extend(process.stderr))  # or the pipe would be full some day
     reader.start()
-    try:
-        looks, reports = watch(process, run)
-        process.send_signal(signal.SIGTERM)
-        process.wait(PATIENCE)
-    finally:
-        process.kill()
-        reader.join()
-        print("".join(["\n", *said[:3], *said[-3:]]))
+    with process:
+        try:
+            looks, reports = watch(process, run)
+            process.send_signal(signal.SIGTERM)
+            process.wait(PATIENCE)
+        finally:
+            process.kill()
+            reader.join()
+            print("".join(["\n", *said[:3], *said[-3:]]))
     second, last = quarters(len(looks))
     memory = looks[:, 1]
     steps, clock, processor = np.diff(reports, axis=0).T
