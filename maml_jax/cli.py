@@ -19,7 +19,7 @@ from ml_collections import config_flags
 import maml_jax
 from maml_jax import config as config_lib
 from maml_jax.config import fields
-from maml_jax.errors import ConfigError, UserError
+from maml_jax.errors import ConfigError, ProcessesApart, UserError
 from maml_jax.progress import say
 
 USAGE = """\
@@ -85,12 +85,16 @@ def main(arguments: Sequence[str]) -> int:
 
     Returns:
       The exit status: 0, 1 for an audit that failed, 2 for a mistake of the user's, 130 if stopped by Ctrl-C or
-      SIGTERM.
+      SIGTERM. Of several processes that cannot go on together, this one ends here, with 2.
     """
     try:
         return _run(list(arguments))
     except UserError as error:
-        say(_in_one_line(error))
+        say(_in_one_line(error), by_all=True)
+        if isinstance(error, ProcessesApart):
+            from maml_jax.startup import end_at_once
+
+            end_at_once(2)
         return 2
     except KeyboardInterrupt as stopped:
         say(str(stopped) or "interrupted")

@@ -37,3 +37,7 @@ class DiskError(UserError, OSError):
 
 class DeviceError(UserError, RuntimeError):
     """A device is missing, has too little memory or fails, or another process of the run has ended."""
+
+
+class ProcessesApart(DeviceError):
+    """Processes cannot go on together: one has ended, or its device failed. Waiting for one another makes no sense."""

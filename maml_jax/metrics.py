@@ -71,6 +71,9 @@ class MetricsWriter:
 class NoMetrics(contextlib.nullcontext):
     """Stands in for a `MetricsWriter` in all processes but the first."""
 
+    def __enter__(self) -> "NoMetrics":
+        return self
+
     def write(self, step: int, split: str, **scalars: float) -> None:
         """Writes nothing."""
 

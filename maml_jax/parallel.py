@@ -13,11 +13,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from maml_jax.errors import ConfigError, DeviceError
+from maml_jax.errors import ConfigError, DeviceError, ProcessesApart
 from maml_jax.tree import PyTree
 
 AXIS = "tasks"  # over devices, for collectives
 BACKENDS = ("shard_map", "pmap")
+GOES_ON = "the same command goes on from the latest checkpoint, on fewer devices or processes, too"
 
 
 def spread(
@@ -100,11 +101,9 @@ def failures_explained() -> Iterator[None]:
                 f"a device has too little memory ({reason}); fewer tasks side by side take less, so do more devices",
                 {"train.tasks_at_once": 1},
             ) from error
-        what = "a device failed" if jax.process_count() == 1 else "another process of the run has ended, or failed"
-        raise DeviceError(
-            f"{what} ({status}: {reason}); the same command goes on from the latest checkpoint, on fewer devices or "
-            f"processes, too"
-        ) from error
+        alone = jax.process_count() == 1
+        what = "a device failed" if alone else "another process of the run has ended, or failed"
+        raise (DeviceError if alone else ProcessesApart)(f"{what} ({status}: {reason}); {GOES_ON}") from error
 
 
 def choose_devices(tasks: int, count: int) -> list[jax.Device]:

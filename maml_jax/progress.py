@@ -22,12 +22,16 @@ def silence() -> None:
     _silent = True
 
 
-def say(message: str) -> None:
+def say(message: str, by_all: bool = False) -> None:
     """Prints a line to standard error, at once; above the bar, if there is one.
 
     That nobody can be told, since a terminal is gone or a log's disk is full, ends no run.
+
+    Args:
+      message: the line.
+      by_all: of several processes, the silent ones say it, too.
     """
-    if _silent:
+    if _silent and not by_all:
         return
     with contextlib.suppress(OSError):
         if _bar is not None:
