@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from maml_jax.nn.kernels import conv as kernels
 from maml_jax.nn.kernels import winograd
 from maml_jax.nn.kernels.conv import conv
 from parity import golden, grid, replay
@@ -19,7 +20,7 @@ from parity.check import check_case
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 EPSILON = 2.0**-24  # half of float32's spacing at 1
-PATCHES, WINOGRAD = (3, 32), (64, 64)  # channels in and out
+COLOURS, PATCHES, WINOGRAD = (3, 32), (8, 32), (64, 64)  # channels in and out
 
 
 def plain_sums(x, kernel, y):
@@ -35,7 +36,9 @@ def plain_sums(x, kernel, y):
     }
 
 
-@pytest.mark.parametrize(("channels", "bound"), [(PATCHES, 16), (WINOGRAD, 64)], ids=["patches", "winograd"])
+@pytest.mark.parametrize(
+    ("channels", "bound"), [(COLOURS, 16), (PATCHES, 16), (WINOGRAD, 64)], ids=["colours", "patches", "winograd"]
+)
 @pytest.mark.parametrize("sides", [(8, 8), (21, 5)], ids=str)
 def test_each_kernel_is_as_exact_as_float32_is(channels, bound, sides):
     """`bound` counts roundings of the largest entry."""
@@ -49,6 +52,17 @@ def test_each_kernel_is_as_exact_as_float32_is(channels, bound, sides):
         error = golden.relative_error(np.asarray(ours[name]), expected)
         print(f"{name} {error / EPSILON:.1f} roundings")
         assert 0 < error < bound * EPSILON, name
+
+
+@pytest.mark.parametrize(
+    ("window", "padding"),
+    [((3, 3), ((1, 1), (1, 1))), ((5, 5), ((2, 2), (2, 2))), ((2, 4), ((0, 1), (3, 0))), ((3, 1), ((0, 0), (0, 0)))],
+)
+def test_patches_are_gathered_alike(window, padding):
+    """In the way of float32, and of float64."""
+    x = np.random.default_rng(0).standard_normal((2, 5, 7, 3)).astype("f4")
+    rows, gathered = (of(x, window, padding) for of in (kernels._patch_rows, kernels._gathered_patches))
+    np.testing.assert_array_equal(rows, gathered)
 
 
 @pytest.mark.parametrize("encoder", ["convnet4", "wide-convnet4"])
