@@ -8,6 +8,8 @@ class in both. The characters are of the data set's test classes, which no train
 
 import argparse
 import io
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,7 +66,15 @@ def held_out(name: str, root: Path | None = None) -> list[ClassImages]:
     return list(source.splits["test"])
 
 
-def take(folder: Path, classes: list[ClassImages], ways: int, seed: int, shots=(1, 5), queries=5, scene=Scene()) -> int:
+def take(
+    folder: Path,
+    classes: list[ClassImages],
+    ways: int,
+    seed: int,
+    shots: tuple[int, int] = (1, 5),
+    queries: int = 5,
+    scene: Scene | None = Scene(),
+) -> int:
     """Draws classes and writes photographs of them, other ones for support and query.
 
     Args:
@@ -74,21 +84,30 @@ def take(folder: Path, classes: list[ClassImages], ways: int, seed: int, shots=(
       seed: what is drawn, and every photograph, follow from it.
       shots: the fewest and the most photographs of a class in the support set, both included.
       queries: photographs of each class to ask about.
-      scene: how they are taken.
+      scene: how they are taken; None for the drawings themselves, bright ink on black.
 
     Returns:
       the number of photographs in the support set.
     """
-    rng, count = np.random.default_rng(seed), 0
+    rng, todo = np.random.default_rng(seed), []
     for c in rng.choice(len(classes), ways, replace=False):
         images, shot = classes[c].load(), int(rng.integers(shots[0], shots[1] + 1))
-        chosen, count = rng.permutation(len(images))[: shot + queries], count + shot
-        for i, which in enumerate(chosen):
-            name = classes[c].name.replace("/", "_")
-            path = folder / ("support" if i < shot else "query") / name / f"{i}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(photograph(images[which, ..., 0], rng, scene))
-    return count
+        for i, which in enumerate(rng.permutation(len(images))[: shot + queries]):
+            name = Path("support" if i < shot else "query", classes[c].name.replace("/", "_"), str(i))
+            todo.append((name, images[which, ..., 0], np.random.default_rng([seed, len(todo)])))
+
+    def write(one):
+        name, image, chance = one
+        path = (folder / name).with_suffix(".jpg" if scene else ".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if scene:
+            path.write_bytes(photograph(image, chance, scene))
+        else:
+            Image.fromarray(image).save(path)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(write, todo))
+    return sum(name.parts[0] == "support" for name, *_ in todo)
 
 
 def photograph(image: np.ndarray, rng: np.random.Generator, scene: Scene = Scene()) -> bytes:
@@ -173,7 +192,9 @@ def main() -> None:
         parser.error("--data omniglot needs --root")
     classes = held_out(given.data, given.root)
     count = take(given.folder, classes, given.classes, given.seed, given.shots, given.queries)
-    print(f"{given.folder}: {count} photographs of {given.classes} classes, {given.classes * given.queries} to ask about")
+    print(
+        f"{given.folder}: {count} photographs of {given.classes} classes, {given.classes * given.queries} to ask about"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,5 @@
 """What is installed: a wheel outside the repository, with its command, its configurations and its types."""
 
-import os
-import shutil
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -13,30 +9,6 @@ import maml_jax
 from maml_jax import config
 
 ROOT = Path(__file__).parents[1]
-_QUICK_COMPILES = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")  # which round as no user's programs do
-
-
-@pytest.fixture(scope="session")
-def installed(tmp_path_factory):
-    """Runs a program of the installed wheel, in a folder where there is no repository; gives its output."""
-    copy, target = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("installed")
-    for folder in ("maml_jax", "parity", "configs"):
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / file, copy)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps"]
-    subprocess.run([*pip, "--no-build-isolation", "--target", target, copy], check=True, capture_output=True)
-    shutil.rmtree(copy)
-    here = tmp_path_factory.mktemp("here")
-
-    def run(*command, cache=here / "cache", optimised=False):
-        kept = {name: value for name, value in os.environ.items() if not (optimised and name in _QUICK_COMPILES)}
-        environment = {**kept, "PYTHONPATH": str(target), "MAML_JAX_CACHE": str(cache)}
-        program = [target / "bin" / command[0]] if command[0] == "maml-jax" else [sys.executable, "-m", command[0]]
-        done = subprocess.run([*program, *command[1:]], cwd=here, env=environment, capture_output=True, text=True)
-        return done.returncode, done.stdout + done.stderr, target
-
-    return run
 
 
 def test_every_package_is_in_the_wheel():
