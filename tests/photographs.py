@@ -60,6 +60,9 @@ class Scene(NamedTuple):
     quality: tuple[int, int] = (55, 92)
 
 
+PHONE = Scene()
+
+
 def held_out(name: str, root: Path | None = None) -> list[ClassImages]:
     """The test classes of 'glyphs' or of 'omniglot', whose archives lie in `root`: bright ink on black."""
     source = glyphs.source(_DRAWN) if name == "glyphs" else omniglot.source(root, image_size=105)
@@ -73,7 +76,7 @@ def take(
     seed: int,
     shots: tuple[int, int] = (1, 5),
     queries: int = 5,
-    scene: Scene | None = Scene(),
+    scene: Scene | None = PHONE,
 ) -> int:
     """Draws classes and writes photographs of them, other ones for support and query.
 
@@ -110,7 +113,7 @@ def take(
     return sum(name.parts[0] == "support" for name, *_ in todo)
 
 
-def photograph(image: np.ndarray, rng: np.random.Generator, scene: Scene = Scene()) -> bytes:
+def photograph(image: np.ndarray, rng: np.random.Generator, scene: Scene = PHONE) -> bytes:
     """A JPEG of a character in dark ink on paper.
 
     Args:

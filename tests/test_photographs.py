@@ -89,7 +89,7 @@ def test_table_of_photographs(fresh, tmp_path, capsys, data, model, way, shots, 
     classes = photographs.held_out(data, FOLDER and Path(FOLDER) / "omniglot")
     seconds, shares = [], {"photographs": [], "drawings": []}
     for seed in range(draws):
-        for kind, scene in (("photographs", photographs.Scene()), ("drawings", None)):
+        for kind, scene in (("photographs", photographs.PHONE), ("drawings", None)):
             folder = tmp_path / kind / str(seed)
             photographs.take(folder, classes, way, seed, shots, queries, scene)
             asked = ["--weights", model, "--support", folder / "support", "--query", folder / "query"]

@@ -88,8 +88,8 @@ def _parse(arguments: Sequence[str]) -> Any:
     ink.add_argument(
         "--paper",
         action="store_true",
-        help="pictures are photographs or scans of dark ink on paper: light is evened out, the ink cut out, centred and "
-        "made bright on black, as models of characters know it",
+        help="pictures are photographs or scans of dark ink on paper: light is evened out, the ink cut out, centred "
+        "and made bright on black, as models of characters know it",
     )
     ink.add_argument("--invert", action="store_true", help="turn dark into bright, and nothing else")
     parser.add_argument("--own-code", action="store_true", help="import an encoder that is code of your own")
