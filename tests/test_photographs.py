@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import time
 from pathlib import Path
 
@@ -93,27 +94,34 @@ def test_table_of_photographs(fresh, tmp_path, capsys, data, model, way, shots, 
             folder = tmp_path / kind / str(seed)
             photographs.take(folder, classes, way, seed, shots, queries, scene)
             asked = ["--weights", model, "--support", folder / "support", "--query", folder / "query"]
-            start = time.monotonic()
+            start = time.monotonic(), _processor()
             status, out, err = fresh("predict", *asked, *["--paper"] * (scene is not None), "--output", "json")
             assert status == 0, err
             if scene:
-                seconds.append(time.monotonic() - start)
+                seconds.append((time.monotonic() - start[0], _processor() - start[1]))
             answers = json.loads(out)
             assert len(answers) == way * queries
             shares[kind].append(100 * right(answers))
     (mean, half), (drawn, _) = (_interval(shares[kind]) for kind in ("photographs", "drawings"))
+    passed, worked = zip(*seconds, strict=True)
     card = of_card(model, data, way) if shots == (1, 1) else None
     with capsys.disabled():
         shot = "1" if shots == (1, 1) else f"{shots[0]} to {shots[1]}"
         print(
             f"\n| {data} | `{model}` | {way} | {shot} | {draws}, {draws * way * queries} | {mean:.1f} ± {half:.1f} "
             f"| {drawn:.1f} | {'{:.2f} ± {:.2f}'.format(*card) if card else ''} "
-            f"| {np.median(seconds):.1f}, {max(seconds):.1f} |"
+            f"| {np.median(passed):.1f}, {max(passed):.1f} | {max(worked):.1f} |"
         )
-    assert max(seconds) < 20
+    assert max(worked) < 20  # of the processor, since what passes is also others' work
     assert mean > drawn - 8, "photographs are harder than what they show"
     if card:
         assert mean + half >= card[0] - card[1]
+
+
+def _processor():
+    """Seconds that processes which were waited for took of the processor."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _interval(values):
