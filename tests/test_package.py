@@ -1,5 +1,7 @@
 """What is installed: a wheel outside the repository, with its command, its configurations and its types."""
 
+import os
+import re
 import tomllib
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 
 import maml_jax
 from maml_jax import config
+from maml_jax.models import weights
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,15 +58,48 @@ def test_training_with_the_wheel(installed, cache):
     assert "test accuracy" in output
 
 
+def rows_of_cards():
+    """The measured accuracies of all cards: name of the model, data, `--config` settings, what the command says."""
+    form = re.compile(
+        r"\| \w+ \((?P<norm>\w+)\) \| (?P<data>\w+) test \| (?P<way>\d+)-way (?P<shot>\d+)-shot, "
+        r"(?P<query>\d+) queries per class, (?P<steps>\d+) steps \| (?P<figure>[^|]+) \| (?P<tasks>\d+) \|"
+    )
+    for name in weights.shipped():
+        card = (weights.SHIPPED / name / "README.md").read_text()
+        for row in form.finditer(card):
+            settings = [f"eval.{field}={row[field]}" for field in ("way", "shot", "query", "steps", "tasks")]
+            said = f"test accuracy {row['figure']} over {row['tasks']} tasks, {row['way']}-way {row['shot']}-shot, "
+            protocol = f"{row['norm']}-{row['way']}way-{row['query']}query"
+            yield pytest.param(
+                name, row["data"], [f"model.norm={row['norm']}", *settings], said, id=f"{name}-{protocol}"
+            )
+
+
+def folder_of(data):
+    """The settings that name the folder of raw files; skips where there is none."""
+    root = os.environ.get("MAML_JAX_TEST_DATA")
+    folders = {
+        "omniglot": root and Path(root, "omniglot"),
+        "cifar_fs": os.environ.get("MAML_JAX_CIFAR100") or (root and Path(root, "cifar100")),
+    }
+    if data not in folders:
+        return []
+    if not (folders[data] and Path(folders[data]).is_dir()):
+        pytest.skip(f"neither MAML_JAX_TEST_DATA nor another variable names a folder of {data}")
+    return [f"data.dir={folders[data]}"]
+
+
+def test_cards_are_read_whole():
+    """All rows with an accuracy are rows that the next test is made of."""
+    cards = [(weights.SHIPPED / name / "README.md").read_text() for name in weights.shipped()]
+    assert len(list(rows_of_cards())) == sum(len(re.findall(r"% ± ", card)) for card in cards) > 7
+
+
 @pytest.mark.slow
-def test_shipped_weights_have_the_figures_of_their_card(installed):
-    """Both protocols, to the last digit: the same tasks, and the same arithmetic."""
-    for norm in ("batch", "metabn"):
-        status, output, target = installed(
-            "maml-jax", "evaluate", "--weights", "glyphs_5w1s", f"--config.model.norm={norm}", optimised=True
-        )
-        assert status == 0, output
-        card = (target / "maml_jax" / "models" / "shipped" / "glyphs_5w1s" / "README.md").read_text()
-        (row,) = [line for line in card.splitlines() if f"({norm})" in line and "600" in line]
-        figure = row.split("|")[4].strip()
-        assert f"test accuracy {figure} over 600 tasks, 5-way 1-shot, 15 queries per class, 3 inner steps" in output
+@pytest.mark.parametrize(("name", "data", "settings", "said"), list(rows_of_cards()))
+def test_shipped_weights_have_the_figures_of_their_card(installed, name, data, settings, said):
+    """Every protocol, to the last digit: the same tasks, and the same arithmetic."""
+    settings = [f"--config.{setting}" for setting in (*settings, *folder_of(data))]
+    status, output, _ = installed("maml-jax", "evaluate", "--weights", name, *settings, optimised=True)
+    assert status == 0, output
+    assert said in output

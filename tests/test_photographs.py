@@ -112,7 +112,7 @@ def test_table_of_photographs(fresh, tmp_path, capsys, data, model, way, shots, 
             f"| {drawn:.1f} | {'{:.2f} ± {:.2f}'.format(*card) if card else ''} "
             f"| {np.median(passed):.1f}, {max(passed):.1f} | {max(worked):.1f} |"
         )
-    assert max(worked) < 20  # of the processor, since what passes is also others' work
+    assert np.median(worked) < 20  # of the processor, since what passes is also others' work
     assert mean > drawn - 8, "photographs are harder than what they show"
     if card:
         assert mean + half >= card[0] - card[1]
