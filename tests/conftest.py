@@ -2,8 +2,12 @@
 
 import importlib.metadata
 import os
+import shutil
+import subprocess
+import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 # Compiling is what tests spend their time on. Without optimisations, and with XLA's older way to write machine code
 # where it still has that, it takes a third of it.
@@ -64,5 +68,63 @@ def launch(cache, monkeypatch, capsys, tmp_path):
         status = cli.main([str(a) for a in arguments])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
+
+    return run
+
+
+_QUICK_COMPILES = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")  # which round as no user's programs do
+
+
+@pytest.fixture(scope="session")
+def copied(tmp_path_factory):
+    """A folder with what a wheel is made of, and no repository round it."""
+    root, copy = Path(__file__).parents[1], tmp_path_factory.mktemp("copy")
+    for folder in ("maml_jax", "parity", "configs"):
+        shutil.copytree(root / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / file, copy)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def installed(copied, tmp_path_factory):
+    """Runs a program of the installed wheel, in a folder where there is no repository; gives its output."""
+    target, here = tmp_path_factory.mktemp("installed"), tmp_path_factory.mktemp("here")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps"]
+    subprocess.run([*pip, "--no-build-isolation", "--target", target, copied], check=True, capture_output=True)
+
+    def run(*command, cache=here / "cache", optimised=False):
+        kept = {name: value for name, value in os.environ.items() if not (optimised and name in _QUICK_COMPILES)}
+        environment = {**kept, "PYTHONPATH": str(target), "MAML_JAX_CACHE": str(cache)}
+        program = [target / "bin" / command[0]] if command[0] == "maml-jax" else [sys.executable, "-m", command[0]]
+        done = subprocess.run([*program, *command[1:]], cwd=here, env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr, target
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def fresh(copied, tmp_path_factory):
+    """Runs maml-jax of a wheel in a fresh environment, which has nothing but it and what it depends on.
+
+    Gives the exit status, output and messages. Takes an index of packages: without one, the test is skipped.
+    """
+    folder, here = tmp_path_factory.mktemp("fresh"), tmp_path_factory.mktemp("elsewhere")
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    pip = [folder / "venv" / "bin" / "pip", "--quiet", "--disable-pip-version-check"]
+    kept = {name: value for name, value in os.environ.items() if name not in (*_QUICK_COMPILES, "PYTHONPATH")}
+    for step in (
+        lambda: ["wheel", "--no-deps", "--wheel-dir", folder, copied],
+        lambda: ["install", *folder.glob("*.whl")],
+    ):
+        done = subprocess.run([*pip, *step()], env=kept, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"a fresh environment cannot be made here: {done.stderr.strip().splitlines()[-1]}")
+
+    def run(*command):
+        program = [folder / "venv" / "bin" / "maml-jax", *map(str, command)]
+        environment = {**kept, "MAML_JAX_CACHE": str(here / "cache")}
+        done = subprocess.run(program, cwd=here, env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
 
     return run

@@ -1,9 +1,7 @@
 """What is installed: a wheel outside the repository, with its command, its configurations and its types."""
 
 import os
-import shutil
-import subprocess
-import sys
+import re
 import tomllib
 from pathlib import Path
 
@@ -11,32 +9,9 @@ import pytest
 
 import maml_jax
 from maml_jax import config
+from maml_jax.models import weights
 
 ROOT = Path(__file__).parents[1]
-_QUICK_COMPILES = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")  # which round as no user's programs do
-
-
-@pytest.fixture(scope="session")
-def installed(tmp_path_factory):
-    """Runs a program of the installed wheel, in a folder where there is no repository; gives its output."""
-    copy, target = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("installed")
-    for folder in ("maml_jax", "parity", "configs"):
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / file, copy)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps"]
-    subprocess.run([*pip, "--no-build-isolation", "--target", target, copy], check=True, capture_output=True)
-    shutil.rmtree(copy)
-    here = tmp_path_factory.mktemp("here")
-
-    def run(*command, cache=here / "cache", optimised=False):
-        kept = {name: value for name, value in os.environ.items() if not (optimised and name in _QUICK_COMPILES)}
-        environment = {**kept, "PYTHONPATH": str(target), "MAML_JAX_CACHE": str(cache)}
-        program = [target / "bin" / command[0]] if command[0] == "maml-jax" else [sys.executable, "-m", command[0]]
-        done = subprocess.run([*program, *command[1:]], cwd=here, env=environment, capture_output=True, text=True)
-        return done.returncode, done.stdout + done.stderr, target
-
-    return run
 
 
 def test_every_package_is_in_the_wheel():
@@ -83,15 +58,48 @@ def test_training_with_the_wheel(installed, cache):
     assert "test accuracy" in output
 
 
+def rows_of_cards():
+    """The measured accuracies of all cards: name of the model, data, `--config` settings, what the command says."""
+    form = re.compile(
+        r"\| \w+ \((?P<norm>\w+)\) \| (?P<data>\w+) test \| (?P<way>\d+)-way (?P<shot>\d+)-shot, "
+        r"(?P<query>\d+) queries per class, (?P<steps>\d+) steps \| (?P<figure>[^|]+) \| (?P<tasks>\d+) \|"
+    )
+    for name in weights.shipped():
+        card = (weights.SHIPPED / name / "README.md").read_text()
+        for row in form.finditer(card):
+            settings = [f"eval.{field}={row[field]}" for field in ("way", "shot", "query", "steps", "tasks")]
+            said = f"test accuracy {row['figure']} over {row['tasks']} tasks, {row['way']}-way {row['shot']}-shot, "
+            protocol = f"{row['norm']}-{row['way']}way-{row['query']}query"
+            yield pytest.param(
+                name, row["data"], [f"model.norm={row['norm']}", *settings], said, id=f"{name}-{protocol}"
+            )
+
+
+def folder_of(data):
+    """The settings that name the folder of raw files; skips where there is none."""
+    root = os.environ.get("MAML_JAX_TEST_DATA")
+    folders = {
+        "omniglot": root and Path(root, "omniglot"),
+        "cifar_fs": os.environ.get("MAML_JAX_CIFAR100") or (root and Path(root, "cifar100")),
+    }
+    if data not in folders:
+        return []
+    if not (folders[data] and Path(folders[data]).is_dir()):
+        pytest.skip(f"neither MAML_JAX_TEST_DATA nor another variable names a folder of {data}")
+    return [f"data.dir={folders[data]}"]
+
+
+def test_cards_are_read_whole():
+    """All rows with an accuracy are rows that the next test is made of."""
+    cards = [(weights.SHIPPED / name / "README.md").read_text() for name in weights.shipped()]
+    assert len(list(rows_of_cards())) == sum(len(re.findall(r"% ± ", card)) for card in cards) > 7
+
+
 @pytest.mark.slow
-def test_shipped_weights_have_the_figures_of_their_card(installed):
-    """Both protocols, to the last digit: the same tasks, and the same arithmetic."""
-    for norm in ("batch", "metabn"):
-        status, output, target = installed(
-            "maml-jax", "evaluate", "--weights", "glyphs_5w1s", f"--config.model.norm={norm}", optimised=True
-        )
-        assert status == 0, output
-        card = (target / "maml_jax" / "models" / "shipped" / "glyphs_5w1s" / "README.md").read_text()
-        (row,) = [line for line in card.splitlines() if f"({norm})" in line and "600" in line]
-        figure = row.split("|")[4].strip()
-        assert f"test accuracy {figure} over 600 tasks, 5-way 1-shot, 15 queries per class, 3 inner steps" in output
+@pytest.mark.parametrize(("name", "data", "settings", "said"), list(rows_of_cards()))
+def test_shipped_weights_have_the_figures_of_their_card(installed, name, data, settings, said):
+    """Every protocol, to the last digit: the same tasks, and the same arithmetic."""
+    settings = [f"--config.{setting}" for setting in (*settings, *folder_of(data))]
+    status, output, _ = installed("maml-jax", "evaluate", "--weights", name, *settings, optimised=True)
+    assert status == 0, output
+    assert said in output

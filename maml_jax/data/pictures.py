@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from maml_jax.data import pixels
+from maml_jax.data import paper, pixels
 from maml_jax.data.archive import is_image
 from maml_jax.data.images import Look, to_square
 from maml_jax.errors import DataError
@@ -32,10 +32,16 @@ class Pictures(NamedTuple):
     problems: list[str]
 
 
-def read(paths: Sequence[Path], look: Look) -> Pictures:
-    """Reads pictures as a viewer shows them; those that cannot be read are left out, and named."""
+def read(paths: Sequence[Path], look: Look, on_paper: bool = False) -> Pictures:
+    """Reads pictures as a viewer shows them; those that cannot be read are left out, and named.
+
+    Args:
+      paths: of the files.
+      look: what they are made into.
+      on_paper: they are of dark ink on paper, which `paper.ink` makes bright ink on black; `look` has one channel.
+    """
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without Python's lock
-        read_or_not = list(pool.map(lambda path: _read(path, look), paths))
+        read_or_not = list(pool.map(lambda path: _read(path, look, on_paper), paths))
     images = [image for image in read_or_not if not isinstance(image, str)]
     return Pictures(
         np.stack(images) if images else np.zeros((0, look.size, look.size, look.channels), np.uint8),
@@ -44,14 +50,13 @@ def read(paths: Sequence[Path], look: Look) -> Pictures:
     )
 
 
-def _read(path: Path, look: Look) -> np.ndarray | str:
+def _read(path: Path, look: Look, on_paper: bool) -> np.ndarray | str:
     """A picture, or why there is none."""
     try:
         if path.stat().st_size > _MOST_BYTES:
             return f"cannot read the image {path}: it is larger than {_MOST_BYTES // 2**20} MiB"
-        return to_square(
-            pixels.decode(path.read_bytes(), pixels.MODES[look.channels], str(path), look.background), look.size
-        )
+        picture = pixels.decode(path.read_bytes(), pixels.MODES[look.channels], str(path), look.background)
+        return paper.ink(picture, look.size, str(path)) if on_paper else to_square(picture, look.size)
     except DataError as error:
         return error.facts
     except OSError as error:

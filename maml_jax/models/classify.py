@@ -14,7 +14,7 @@ import numpy as np
 
 from maml_jax import data
 from maml_jax.data import pictures
-from maml_jax.errors import DataError
+from maml_jax.errors import ConfigError, DataError
 from maml_jax.models import weights
 from maml_jax.models.arguments import Parser
 from maml_jax.models.trained import Adapted, Trained
@@ -36,6 +36,7 @@ Files that cannot be read are named and left out. The exit status is 0 if any fi
 _BATCH = 64  # files in memory at once
 _SHOWN = 5  # classes of a picture in a table
 _INKED = ("glyphs", "omniglot")  # bright ink on black
+_BRIGHT = 96  # of 255: the median of paper, and of a page in shadow, is above it; that of bright ink on black is near 0
 
 Row = dict[str, Any]
 
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str]) -> int:
     files = pictures.find(given.query)
     classes = _classes(given.support)
     model = weights.load(given.weights, given.own_code)
+    if given.paper and model.channels != 1:
+        raise ConfigError(f"--paper is for models of ink in grey images, and those of {given.weights} are in colour")
     images, labels = _support(model, classes, given)
     adapted = model.adapt(images, labels, given.transductive, given.steps)
     _tell(model, adapted, images, labels, given)
@@ -81,7 +84,14 @@ def _parse(arguments: Sequence[str]) -> Any:
         help="normalise all pictures of the query together, if the model was trained so: often more accurate, but an "
         "answer then depends on the other pictures",
     )
-    parser.add_argument("--invert", action="store_true", help="turn dark into bright: for ink on white paper")
+    ink = parser.add_mutually_exclusive_group()
+    ink.add_argument(
+        "--paper",
+        action="store_true",
+        help="pictures are photographs or scans of dark ink on paper: light is evened out, the ink cut out, centred "
+        "and made bright on black, as models of characters know it",
+    )
+    ink.add_argument("--invert", action="store_true", help="turn dark into bright, and nothing else")
     parser.add_argument("--own-code", action="store_true", help="import an encoder that is code of your own")
     return parser.parse_args(arguments)
 
@@ -104,7 +114,7 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
 def _support(model: Trained, classes: dict[str, list[Path]], given: Any) -> tuple[np.ndarray, list[str]]:
     images, labels = [], []
     for name, paths in classes.items():
-        found = pictures.read(paths, model.look)
+        found = pictures.read(paths, model.look, given.paper)
         for problem in found.problems:
             say(f"left out: {problem}")
         if not found.paths:
@@ -112,8 +122,11 @@ def _support(model: Trained, classes: dict[str, list[Path]], given: Any) -> tupl
         images.append(found.images)
         labels += [name] * len(found.images)
     images = np.concatenate(images)
-    if model.config.data.name in _INKED and not given.invert and np.median(images) > 127:
-        say("note: the model knows bright ink on black, and these pictures are mostly bright; try --invert")
+    if model.config.data.name in _INKED and not given.invert and np.median(images) > _BRIGHT:
+        say(
+            "note: the model knows bright ink on black, and these pictures are mostly bright; try --paper if they are "
+            "photographs or scans, else --invert"
+        )
     return _shown(images, given), labels
 
 
@@ -150,7 +163,7 @@ def _classified(model: Trained, adapted: Adapted, files: list[Path], given: Any)
     with Meter("classifying", len(files), "pictures") as meter:
         meter.start()
         for start in range(0, len(files), step):
-            found = pictures.read(files[start : start + step], model.look)
+            found = pictures.read(files[start : start + step], model.look, given.paper)
             for problem in found.problems:
                 say(f"left out: {problem}")
             if found.paths:
