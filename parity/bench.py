@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 PYTORCH = ("reference", "torch_func")
-_NOTHING_KEPT = {"reference", "torch_func", "torch_vmap", "start_warm", "start_cold"}  # sides that compile for no other
+PYTORCH_TESTS = ("reference_evaluation", "torch_func_evaluation", "torch_vmap_evaluation")
+# Sides that compile for no other:
+_NOTHING_KEPT = {"reference", "torch_func", "torch_vmap", *PYTORCH_TESTS, "start_warm", "start_cold"}
 
 
 class UnavailableError(Exception):
@@ -94,6 +96,7 @@ def from_json(text: str) -> Row:
 
 _ALONE = Row(tasks=1, turn=1)
 _OMNIGLOT = Row("wide-convnet4", 64, 28, 1, query=5, tasks=16, steps=1, frozen=False)
+_TESTED = dataclasses.replace(_OMNIGLOT, query=15, tasks=25, steps=3, turn=8, ours="evaluation", against=PYTORCH_TESTS)
 _RESNET = Row("resnet12", 0, tasks=2, turn=1, devices=1, against=("reference",))
 _PLAIN = ("reference",)
 
@@ -134,6 +137,7 @@ ROWS = {
         against=("training_loop",),
         shows="seconds per 4 tasks, tested and trained on",
     ),
+    "evaluation_omniglot": dataclasses.replace(_TESTED, shows="seconds per 25 tasks tested"),
     "first_start": Row(
         turn=1,
         ours="start_warm",

@@ -103,6 +103,9 @@ SIDES: dict[str, Callable[[Row], Side]] = {
     "reference": _torch("plain"),
     "torch_func": _torch("functional"),
     "torch_vmap": _torch("functional", at_once=True),
+    "reference_evaluation": _torch("plain_evaluation"),
+    "torch_func_evaluation": _torch("functional_evaluation"),
+    "torch_vmap_evaluation": _torch("functional_evaluation", at_once=True),
     "torch_compiled": _torch("functional", compiled=True),
 }
 

@@ -1,4 +1,4 @@
-"""PyTorch's sides of the benchmark: the plain reference, and MAML as one writes it with torch.func.
+"""PyTorch's sides of the benchmark, in training and at test: the plain reference, and MAML written with torch.func.
 
 The latter takes an `nn.Module` as it is (`functional_call`) and differentiates functions of its parameters
 (`torch.func.grad`), which torch.compile can make one program of.
@@ -55,10 +55,7 @@ def _finish() -> None:
 def plain(row: Row) -> Side:
     """The PyTorch reference's meta-steps."""
     peak = _peak()
-    spec = reference.ModelSpec(row.encoder, row.way, row.side, channels=row.channels, width=row.width)
-    inner = reference.InnerSpec(row.steps, first_order=row.first_order, frozen=("bn",) if row.frozen else ())
-    params = reference.init_params(spec, torch.Generator().manual_seed(0))
-    params = {name: p.to(_device()) for name, p in params.items()}
+    spec, inner, params = _plain(row)
     optimiser = reference.OPTIMISERS["adam"](params.values(), lr=1e-3)
     episodes = _episodes(row)
 
@@ -68,6 +65,14 @@ def plain(row: Row) -> Side:
         _finish()
 
     return Side(turn, peak)
+
+
+def _plain(row: Row) -> tuple[reference.ModelSpec, reference.InnerSpec, Tensors]:
+    """The reference's model and inner loop of a row, and parameters on the device."""
+    spec = reference.ModelSpec(row.encoder, row.way, row.side, channels=row.channels, width=row.width)
+    inner = reference.InnerSpec(row.steps, first_order=row.first_order, frozen=("bn",) if row.frozen else ())
+    params = reference.init_params(spec, torch.Generator().manual_seed(0))
+    return spec, inner, {name: p.to(_device()) for name, p in params.items()}
 
 
 def _episodes(row: Row) -> reference.Episodes:
@@ -91,31 +96,47 @@ def network(row: Row) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(row.width * side**2, row.way))
 
 
-def task_gradient(row: Row, net: nn.Module) -> Gradient:
-    """The gradient of the query loss after the inner loop, as a function of the parameters and one task.
+def adapter(row: Row, net: nn.Module) -> Callable[[Tensors, Tensor, Tensor], Tensors]:
+    """The inner loop, as a function of the parameters, support images and their labels.
 
     Args:
       row: which says how many steps there are, and what they adapt.
       net: the model; its own parameters are not used.
 
     Returns:
-      Of `(params, support_x, support_y, query_x, query_y)`, a dict as `params` is.
+      Of `(params, support_x, support_y)`, the parameters after the last step, a dict as `params` is.
     """
     normalises = {name for name, part in net.named_modules() if isinstance(part, nn.BatchNorm2d)}
 
-    def query_loss(params, support_x, support_y, query_x, query_y):
+    def adapt(params, x, y):
         frozen = {n: p for n, p in params.items() if row.frozen and n.rpartition(".")[0] in normalises}
         adapted = {n: p for n, p in params.items() if n not in frozen}
-
-        def loss(adapted, x, y):
-            return F.cross_entropy(functional_call(net, {**frozen, **adapted}, (x,)), y)
-
+        loss = lambda adapted: F.cross_entropy(functional_call(net, {**frozen, **adapted}, (x,)), y)  # noqa: E731
         for _ in range(row.steps):
-            steepest = grad(loss)(adapted, support_x, support_y)
+            steepest = grad(loss)(adapted)
             if row.first_order:
                 steepest = {n: g.detach() for n, g in steepest.items()}
             adapted = {n: p - RATE * steepest[n] for n, p in adapted.items()}
-        return loss(adapted, query_x, query_y)
+        return {**frozen, **adapted}
+
+    return adapt
+
+
+def task_gradient(row: Row, net: nn.Module) -> Gradient:
+    """The gradient of the query loss after the inner loop, as a function of the parameters and one task.
+
+    Args:
+      row: as `adapter` takes it.
+      net: the model; its own parameters are not used.
+
+    Returns:
+      Of `(params, support_x, support_y, query_x, query_y)`, a dict as `params` is.
+    """
+    adapt = adapter(row, net)
+
+    def query_loss(params, support_x, support_y, query_x, query_y):
+        adapted = adapt(params, support_x, support_y)
+        return F.cross_entropy(functional_call(net, adapted, (query_x,)), query_y)
 
     return grad(query_loss)
 
@@ -133,6 +154,64 @@ def side_by_side(gradient: Gradient, params: Tensors, episodes: reference.Episod
     """The same by `torch.vmap`, as functorch's example has it."""
     every = vmap(gradient, in_dims=(None, 0, 0, 0, 0))(params, *episodes)
     return {name: g.mean(0) for name, g in every.items()}
+
+
+def plain_evaluation(row: Row) -> Side:
+    """The reference's test: it adapts to one task after the other, and its queries are counted."""
+    peak = _peak()
+    spec, inner, params = _plain(row)
+    episodes = _episodes(row)
+
+    def turn():
+        for _ in range(row.turn):
+            _accuracies(reference.evaluate(spec, inner, params, {}, episodes), episodes)
+        _finish()
+
+    return Side(turn, peak)
+
+
+def functional_evaluation(row: Row, at_once: bool = False) -> Side:
+    """The same by torch.func; `at_once` takes all tasks of a meta-step side by side, by `torch.vmap`.
+
+    Raises:
+      UnavailableError: the row has no such network.
+    """
+    peak = _peak()
+    torch.manual_seed(0)
+    net, episodes = network(row).to(_device()), _episodes(row)
+    answer = task_logits(row, net)
+    every = vmap(answer, in_dims=(None, 0, 0, 0)) if at_once else functools.partial(_logits_one_by_one, answer)
+
+    def turn():
+        with torch.no_grad():
+            for _ in range(row.turn):
+                _accuracies(every(_parameters(net), *episodes[:3]), episodes)
+        _finish()
+
+    return Side(turn, peak)
+
+
+def task_logits(row: Row, net: nn.Module) -> Callable[..., Tensor]:
+    """The query logits after the inner loop, as a function of the parameters and one task.
+
+    Args:
+      row: as `adapter` takes it.
+      net: the model; its own parameters are not used.
+
+    Returns:
+      Of `(params, support_x, support_y, query_x)`, logits `[way * query, way]`.
+    """
+    adapt = adapter(row, net)
+    return lambda params, x, y, query_x: functional_call(net, adapt(params, x, y), (query_x,))
+
+
+def _logits_one_by_one(answer: Callable[..., Tensor], params: Tensors, *tasks: Tensor) -> Tensor:
+    return torch.stack([answer(params, *task) for task in zip(*tasks, strict=True)])
+
+
+def _accuracies(logits: Tensor, episodes: reference.Episodes) -> list[float]:
+    """Of each task, read back as a test has to."""
+    return (logits.argmax(-1) == episodes.query_y).float().mean(-1).tolist()
 
 
 def functional(row: Row, at_once: bool = False, compiled: bool = False) -> Side:

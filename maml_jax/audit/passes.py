@@ -13,6 +13,8 @@ from maml_jax.episode import Episode
 from maml_jax.meta.inner import InnerLoop
 from maml_jax.meta.learner import Learner, Pass, Phase
 from maml_jax.meta.method import Method, accuracy, query_pass
+from maml_jax.nn.model import FlaxLearner
+from maml_jax.nn.starts import Zero
 from maml_jax.tree import PyTree
 
 Figures = dict[str, jax.Array]
@@ -126,8 +128,8 @@ def adaptation(method: Method, steps: int, way: int, query: int) -> Callable[...
     """What adapting does, by the first `query` queries of each class.
 
     The figures are `losses` and `accuracies`, `[2 * steps + 1]`, before adaptation and after each step, up to twice as
-    many as usual; where the method is of the kind, `head_only` and `body_only`, the accuracy if nothing else adapts;
-    where the learner has features, `means_before` and `means_after`, that of the nearest class mean of them.
+    many as usual; the accuracies of `variants`, by their names; and where the learner has features, `means_before` and
+    `means_after`, that of the nearest class mean of them.
     """
 
     def figures(params, stats, episode):
@@ -135,8 +137,8 @@ def adaptation(method: Method, steps: int, way: int, query: int) -> Callable[...
         found = _curve(method, params, stats, asked, 2 * steps)
         if not _is_classified(episode):
             return found
-        for name, part in parts(method).items():
-            logits = adapted_to(part, params, stats, asked, steps)(asked.query_x)
+        for name, variant in variants(method).items():
+            logits = adapted_to(variant, params, stats, asked, steps)(asked.query_x)
             found[name] = accuracy(logits, asked.query_y)
         if has_features(method.learner):
             found["means_before"] = _by_class_means(method, params, stats, asked, 0, way)
@@ -146,17 +148,25 @@ def adaptation(method: Method, steps: int, way: int, query: int) -> Callable[...
     return figures
 
 
-def parts(method: Method) -> dict[str, Method]:
-    """Methods by which only the head, or only the body, adapts (ANIL, BOIL); none if it cannot be told."""
+def variants(method: Method) -> dict[str, Method]:
+    """The method if only the head adapts (ANIL), only the body (BOIL), or all with a head that starts at zero.
+
+    None of a method without an inner loop; no head from zero if that is the method itself, or the head does not adapt.
+    """
     if not isinstance(getattr(method, "inner", None), InnerLoop):
         return {}
-
-    def only(wanted):
-        chosen = lambda name: method.inner.is_adapted(name) and wanted(name)  # noqa: E731
-        return dataclasses.replace(method, inner=dataclasses.replace(method.inner, is_adapted=chosen))
-
     is_head = lambda name: name.startswith("head/")  # noqa: E731
-    return {"head_only": only(is_head), "body_only": only(lambda name: not is_head(name))}
+    found = {"head_only": _only(method, is_head), "body_only": _only(method, lambda name: not is_head(name))}
+    learner = method.learner
+    if isinstance(learner, FlaxLearner) and learner.starts != Zero() and method.inner.is_adapted("head/kernel"):
+        found["head_from_zero"] = dataclasses.replace(method, learner=dataclasses.replace(learner, starts=Zero()))
+    return found
+
+
+def _only(method, wanted):
+    """The method by which nothing adapts but what is `wanted`."""
+    chosen = lambda name: method.inner.is_adapted(name) and wanted(name)  # noqa: E731
+    return dataclasses.replace(method, inner=dataclasses.replace(method.inner, is_adapted=chosen))
 
 
 def has_features(learner: Learner) -> bool:

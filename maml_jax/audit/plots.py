@@ -1,5 +1,6 @@
 """The audit in pictures."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ def draw(subject: Subject, figures: summary.Figures, measures: Mapping[str, Any]
     for name, picture in pictures.items():
         with drawing.figure(folder / f"{name}.png") as figure:
             picture(figure.subplots(), subject, figures, measures)
+    if subject.classified:
+        panels = [_differences, *(pictures[name] for name in ("queries", "running", "steps") if name in pictures)]
+        with drawing.figure(folder / "overview.png", 11, 7) as figure:
+            for axes, picture in itertools.zip_longest(figure.subplots(2, 2).flat, panels):
+                axes.set_axis_off() if picture is None else picture(axes, subject, figures, measures)
 
 
 def _tasks(axes, subject, figures, measures):
@@ -127,3 +133,36 @@ def _orders(axes, subject, figures, measures):
     axes.set(xlabel="tasks, by their mean", ylabel="accuracy, %", title=f"{accuracies.shape[1]} orders of the labels")
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper left")
+
+
+def differences(measures: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The paired differences of accuracies that a report has, by what they are in words."""
+    queries, gain, unequal = (measures[name] for name in ("query_set_size", "transductive_gain", "imbalance"))
+    found = {}
+    if "by_queries" in queries:
+        least, *_, most = queries["by_queries"]
+        found |= {f"{least} query per class less {most}": queries} if least != most else {}
+    found |= {f"{gain['transductive']} less {gain['inductive']}": gain} if gain["value"] is not None else {}
+    found |= {"unequal classes less equal": unequal} if unequal["value"] is not None else {}
+    adapted, means = (measures["adaptation"].get(name, {}) for name in ("less_everything", "nearest_class_mean"))
+    words = {
+        "nothing": "nothing adapts",
+        "head_only": "only the head adapts",
+        "body_only": "only the body adapts",
+        "head_from_zero": "the head from zero",
+    }
+    found |= {f"{said}, less all": adapted[name] for name, said in words.items() if name in adapted}
+    return found | {f"class means {name}, less all": of["less_adapted"] for name, of in means.items()}
+
+
+def _differences(axes, subject, figures, measures):
+    """What each choice adds to the accuracy, or takes from it."""
+    del subject, figures
+    found = differences(measures)
+    y = np.arange(len(found))[::-1]
+    values, widths = (100 * np.array([f[name] for f in found.values()], float) for name in ("value", "ci95"))
+    axes.axvline(0, color=GREY, linewidth=1, linestyle="--")
+    axes.errorbar(values, y, xerr=widths, color=OWN, fmt="o", markersize=5, capsize=4)
+    axes.set_yticks(y, list(found))
+    axes.set(xlabel="difference, points", title="Paired differences, 95 % intervals")
+    axes.grid(axis="y", visible=False)

@@ -14,6 +14,8 @@ def in_words(measures: Measures) -> str:
     """
     facts = measures["provenance"]
     parts = [measures["headline"]["sentence"], _protocol(facts)]
+    if "by_queries" in measures["query_set_size"]:
+        parts.append("![overview](overview.png)")
     for name, write in _SECTIONS.items():
         measure = measures[name]
         reason = measure.get("reason")
@@ -173,6 +175,7 @@ def _adaptation(m):
         "nothing": "nothing adapts",
         "head_only": "head only",
         "body_only": "body only",
+        "head_from_zero": "everything, the head from zero",
         "everything": "everything",
     }
     rows = [

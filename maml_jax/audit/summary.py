@@ -221,7 +221,7 @@ def adaptation(subject: Subject, measured: Arrays) -> dict[str, Any]:
     if not subject.classified:
         return result
     variants = {"nothing": main[:, 0], "everything": main[:, steps]}
-    variants |= {name: measured[name] for name in ("head_only", "body_only") if name in measured}
+    variants |= {name: measured[name] for name in ("head_only", "body_only", "head_from_zero") if name in measured}
     means = {name: measured[f"means_{name}"] for name in ("before", "after") if f"means_{name}" in measured}
     return result | {
         "adapted": {name: estimate(values) for name, values in variants.items()},

@@ -46,7 +46,7 @@ def test_what_a_report_holds(report):
         assert measure.keys() >= {"value", "ci95", "n_tasks"}, name
     words = (folder / "report.md").read_text()
     assert words.splitlines()[0] == made["headline"]["sentence"]
-    for picture in ("queries", "tasks", "steps", "running", "orders"):
+    for picture in ("overview", "queries", "tasks", "steps", "running", "orders"):
         assert (folder / f"{picture}.png").stat().st_size > 5000
         assert f"({picture}.png)" in words
     sentence = made["headline"]["sentence"]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from maml_jax.audit import dealing, passes, summary
-from maml_jax.meta.inner import InnerLoop, sgd
+from maml_jax.meta.inner import InnerLoop, all_but, sgd
+from maml_jax.meta.method import evaluate_task
 from maml_jax.meta.outer import Maml
 from tests.audit.toy import POOL, STEPS, WAY, ask, descend, each, episode, first, method, softmax
 from tests.helpers import image_tasks, small
@@ -74,6 +75,24 @@ def test_label_orders():
     np.testing.assert_allclose(made["value"], found.std(1).mean(), rtol=1e-6)
     np.testing.assert_allclose(made["best"]["value"], found.max(1).mean(), rtol=1e-6)
     assert made["all_orders"]
+
+
+@pytest.mark.parametrize("starts", ["shared", "prototypes", "meta"])
+def test_a_head_from_zero_is_that_of_a_model_which_has_it(starts):
+    tasks = image_tasks(way=3, query=5)
+    method, zero = (Maml(small(starts=s, way=3, blocks=1), InnerLoop(sgd(0.1)), steps=2) for s in (starts, "zero"))
+    params, stats = method.init(jax.random.key(0), tasks.sample(0))
+    found = jax.jit(passes.adaptation(method, 2, 3, 5))
+    for t in range(4):
+        task = tasks.sample(t)
+        expected = evaluate_task(zero, params, stats, task, 2).accuracy
+        np.testing.assert_allclose(found(params, stats, task)["head_from_zero"], expected, rtol=1e-6)
+
+
+def test_no_head_from_zero_where_that_is_the_model_or_says_nothing():
+    fixed = InnerLoop(sgd(0.1), all_but("head"))
+    assert "head_from_zero" not in passes.variants(Maml(small(starts="zero"), InnerLoop(sgd(0.1)), steps=2))
+    assert "head_from_zero" not in passes.variants(Maml(small(), fixed, steps=2))
 
 
 @pytest.mark.parametrize("starts", ["zero", "shared", "prototypes", "meta"])

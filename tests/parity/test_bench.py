@@ -97,6 +97,19 @@ def test_torch_func_has_the_references_meta_gradient(how):
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_torch_func_has_the_references_answers_at_test(frozen):
+    row = dataclasses.replace(TINY, steps=2, query=2, frozen=frozen)
+    spec, inner, params, net, episodes = problem(row)
+    expected = reference.evaluate(spec, inner, params, {}, episodes)
+    answer, own = torch_sides.task_logits(row, net), {name: p.detach() for name, p in net.named_parameters()}
+    for i, task in enumerate(zip(*episodes[:3], strict=True)):
+        torch.testing.assert_close(answer(own, *task), expected[i], rtol=0, atol=1e-9)
+    at_once = torch.vmap(answer, in_dims=(None, 0, 0, 0))(own, *episodes[:3])
+    torch.testing.assert_close(at_once, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_torch_func_takes_the_references_steps(monkeypatch):
     monkeypatch.setattr(reference, "CLIP", 1e-2)  # so that there is something to clip
     spec, inner, params, net, episodes = problem(TINY)
