@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from maml_jax.data.sinusoid import SinusoidTasks
-from maml_jax.evaluate import Evaluation, Evaluator
+from maml_jax.evaluate import EachTask, Evaluation, Evaluator
 from maml_jax.nn.mlp import MLP
 from maml_jax.nn.model import learner
 from tests.helpers import experiment, image_tasks, small
@@ -27,6 +27,19 @@ def test_any_number_of_tasks_is_the_start_of_more(scored, tasks):
     np.testing.assert_array_equal(few.accuracies, many.accuracies[:tasks])
     np.testing.assert_array_equal(few.losses, many.losses[:tasks])
     assert len(set(many.losses.tolist())) == 57, "every task is another one"
+
+
+def test_any_number_of_tasks_takes_one_compilation():
+    traced, tasks = [], image_tasks(way=2, query=3)
+
+    def sizes(params, stats, episode):
+        traced.append(episode.query_x.shape)
+        return {"mean": episode.query_x.mean()}
+
+    each = EachTask(sizes)
+    outcomes = [each({}, {}, tasks, count)["mean"] for count in (1, 28, 60, 6 * each.per_call + 1)]
+    assert len(traced) == 1
+    assert all(np.array_equal(few, outcomes[-1][: len(few)]) for few in outcomes)
 
 
 def test_splits_have_tasks_of_their_own(scored):
