@@ -44,6 +44,7 @@ _BERTINETTO = "Bertinetto et al. 2019"
 _PADDLE = "PaddleFSL, first order"
 PUBLISHED = {
     "omniglot_5w1s": Published("98.7 ± 0.4", _FINN),
+    "omniglot_5w1s_fast": Published("98.7 ± 0.4", _FINN),
     "omniglot_5w5s": Published("99.9 ± 0.1", _FINN),
     "omniglot_20w1s": Published("95.8 ± 0.3", _FINN),
     "omniglot_20w5s": Published("98.9 ± 0.2", _FINN),

@@ -37,6 +37,16 @@ def test_open_stores(tmp_path, toy):
     assert toy == [Path("datasets/toy"), Path.home() / "raw"]
 
 
+def test_a_store_is_built_once_and_is_the_one_that_is_opened(tmp_path, toy):
+    folder = data.build_store(settings(tmp_path), progress=False)
+    assert folder.parent == tmp_path / "stores"
+    built = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert data.build_store(settings(tmp_path), progress=False) == folder
+    assert data.open_stores(settings(tmp_path), progress=False).keys() == {"train", "test"}
+    assert data.prepare(settings(tmp_path), progress=False)["path"] == str(folder)
+    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == built
+
+
 def test_prepare_describes_and_verifies(tmp_path, toy):
     report = data.prepare(settings(tmp_path), progress=False)
     json.dumps(report)

@@ -17,7 +17,7 @@ from maml_jax.nn.context import ZeroContext
 from maml_jax.nn.convnet import ConvNet
 from maml_jax.nn.head import LinearHead
 from maml_jax.nn.model import learner
-from maml_jax.nn.starts import Learned
+from maml_jax.nn.starts import STARTS, Learned
 from tests.helpers import assert_same, episodes, one_task
 from tests.meta.test_outer import along, dot, gradient, random_like
 
@@ -50,6 +50,12 @@ def test_only_the_context_adapts_and_it_starts_at_zero():
     assert_same(after, tree.by_name(params), 0)
     end, _, _ = method.adapted(params, stats, task.support_x, task.support_y, steps=0)
     assert_same(end["encoder"]["film"]["context"], jnp.zeros(3), 0)
+
+
+@pytest.mark.parametrize("others", STARTS.values(), ids=STARTS)
+def test_what_it_says_of_classes_is_what_the_head_says(others):
+    start = ZeroContext(others)
+    assert (start.any_way, start.alike) == (others.any_way, others.alike)
 
 
 def test_it_changes_nothing_before_it_is_learned():
