@@ -1,6 +1,7 @@
 """Any configuration is refused by name, or becomes an experiment whose meta-step and test can be traced."""
 
 import functools
+import os
 
 import jax
 import numpy as np
@@ -66,6 +67,22 @@ def check(drawn, channels):
     pytest.fail("no way out")
 
 
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        {"task.way": 28, "inner.steps": 0},
+        {"task.way": 28, "inner.learn_rates": "element", "inner.fixed": "^head"},
+        {"task.way": 28, "inner.precondition": "curvature", "inner.steps": 0},
+        {"task.way": 28, "model.head": "zero"},
+        {"eval.way": 28, "model.head": "zero"},
+    ],
+    ids=str,
+)
+def test_more_ways_than_classes(drawn):
+    """The way out of one error does not lead into another which leads back."""
+    check(drawn, 3)
+
+
 @settings(max_examples=24, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(draws, st.sampled_from([1, 3]))
 def test_some_draws(drawn, channels):
@@ -73,7 +90,7 @@ def test_some_draws(drawn, channels):
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=int(os.environ.get("FUZZ_DRAWS", "2000")), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(draws, st.sampled_from([1, 3]))
 def test_many_draws(drawn, channels):
     check(drawn, channels)

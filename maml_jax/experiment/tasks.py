@@ -37,7 +37,13 @@ def build_tasks(
     constants = normalization(config, trained)
     specs = {split: _eval_spec(config, split, constants) for split in splits}
     for split, spec in specs.items():
-        _check_data(config, stores, split, spec, "eval")
+        try:
+            _check_data(config, stores, split, spec, "eval")
+        except ConfigError as error:
+            if "eval.way" in error.settings and config.eval.way == config.task.way and trained is None:
+                # What was to be alike stays so: not all that is learned goes with another number of ways.
+                error.settings["task.way"] = error.settings["eval.way"]
+            raise
     of = lambda used, specs: place(  # noqa: E731
         {split: stores[split] for split in used}, specs, config.data.placement, config.data.device_share
     )
