@@ -18,6 +18,8 @@ from maml_jax.meta.method import evaluate_task
 from maml_jax.meta.step import meta_step
 from tests.draws import changed, draws, mended, take_way_out
 
+MANY = int(os.environ.get("FUZZ_DRAWS", "2000"))
+
 
 def stores(config, channels):
     """Eight classes of 16 images each, as large as the configuration has them stored."""
@@ -90,7 +92,7 @@ def test_some_draws(drawn, channels):
 
 
 @pytest.mark.slow
-@settings(max_examples=int(os.environ.get("FUZZ_DRAWS", "2000")), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=MANY, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(draws, st.sampled_from([1, 3]))
 def test_many_draws(drawn, channels):
     check(drawn, channels)
