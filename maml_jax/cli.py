@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import os
 import platform
 import re
 import shlex
@@ -74,7 +75,14 @@ _DEFAULT = "glyphs_5w1s"
 def console() -> int:
     """Runs the command line of this process; the exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: nothing half-built stays behind
-    return main(sys.argv[1:])
+    try:
+        try:
+            return main(sys.argv[1:])
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # what reads the output has seen enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at the end would say so again
+        return 128 + signal.SIGPIPE
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,8 +1,11 @@
 """The command line as a user meets it."""
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -259,3 +262,19 @@ def test_evaluate_takes_the_settings_of_the_run_and_changes_some(tmp_path):
     (tmp_path / "config.json").write_text('{"inner": {"later": 1}}')
     with pytest.raises(ConfigError, match=r"a field 'inner\.later'"):
         cli.parse(["evaluate", "--workdir", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [("--help", 141), ("--version", 141), ("predict --help", 0), ("nothing", 2)],  # argparse passes over what is gone
+)
+def test_an_output_that_nobody_reads_to_its_end(tmp_path, arguments, status):
+    """As with `maml-jax --help | head -1`: no traceback."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing) as gone:
+        command = [sys.executable, ROOT / "launch.py", *arguments.split()]
+        ended = subprocess.run(command, cwd=tmp_path, stdout=gone, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == status
+    assert "Traceback" not in ended.stderr
+    assert "BrokenPipe" not in ended.stderr
