@@ -24,6 +24,11 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 4)
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Bytes go by their argument's name: some hold the time they were made at, and workers have to agree on names."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """A cache of stores and compiled programs for the whole session, so that each is made once."""
