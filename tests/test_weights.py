@@ -12,8 +12,9 @@ import safetensors.numpy
 
 import maml_jax
 from maml_jax import cli, tree
+from maml_jax.config import preset
 from maml_jax.errors import DataError
-from maml_jax.models import weights
+from maml_jax.models import card, weights
 from tests.helpers import assert_same, pixels
 from tests.models import save_run
 
@@ -82,6 +83,15 @@ def test_card(exported):
     assert "no terms" in text
     assert "not measured" not in text
     assert json.loads((exported / "checksums.json").read_text())["model.safetensors"] in text
+
+
+def test_card_says_what_training_started_from(run, tmp_path):
+    config = preset("default")
+    made = lambda: card.card("x", run, config, 3, {"a": np.zeros(2)}, "0")  # noqa: E731
+    assert "started from" not in made()
+    config.train.start, config.train.tasks = "/some/where/other", 1
+    assert "| started from | the weights of other |" in made()
+    assert "| meta-steps | 3, 1 task each (best checkpoint) |" in made()
 
 
 def test_card_says_what_was_not_measured(run, tmp_path):
@@ -232,10 +242,10 @@ def test_code_of_ones_own_is_run_if_asked_for(tmp_path):
 def test_every_shipped_model_loads_and_its_card_has_both_protocols(name):
     """And it tells the images of its own support set apart."""
     trained = maml_jax.load(name)
-    card = (weights.SHIPPED / name / "README.md").read_text()
-    assert "| inductive (metabn) |" in card
-    assert "| transductive (batch) |" in card
-    assert "terms of the data" in card
+    text = (weights.SHIPPED / name / "README.md").read_text()
+    assert "| inductive (metabn) |" in text
+    assert "| transductive (batch) |" in text
+    assert "terms of the data" in text
     ramp = np.linspace(0, 1, trained.look.size)
     ramps = [np.tile(np.roll(ramp, 5 * i), (len(ramp), 1)) for i in range(3)]
     images = np.stack(ramps)[..., None].repeat(trained.channels, -1)

@@ -63,6 +63,7 @@ def card(
     """
     c, count = config, sum(array.size for array in arrays.values())
     any_way = STARTS[c.model.head].any_way
+    tasks = f"{c.train.tasks} task{'s' * (c.train.tasks != 1)} each"
     facts = {
         "trained on": c.data.name,
         "terms of the data": _terms(c.data.name),
@@ -70,11 +71,13 @@ def card(
         "normalisation": c.model.norm,
         "head": f"{c.model.head}, for {'any number of' if any_way else f'up to {c.task.way}'} classes",
         "numbers": f"{count:,}, float32",
-        "meta-steps": f"{step:,}, of {c.train.tasks} tasks each ({c.eval.checkpoint} checkpoint)",
+        "meta-steps": f"{step:,}, {tasks} ({c.eval.checkpoint} checkpoint)",
         "seed": c.seed,
         "exported by": f"maml-jax {maml_jax.__version__}" + (f", commit {sha}" if (sha := commit()) else ""),
         "SHA-256 of model.safetensors": f"`{sha256}`",
     }
+    if c.train.start:
+        facts["started from"] = f"the weights of {Path(c.train.start).name}"
     return _TEXT.format(
         name=name,
         encoder=c.model.encoder,
