@@ -3,11 +3,10 @@
 A rerun of the official code gives 70.8 +- 0.9 %. Tested as those are: as many queries as shots, ten inner steps, 600
 tasks. Ours, 2026-11-28: 69.9 +- 1.0 %, and 69.3 +- 0.8 % with 15 queries and five inner steps, from 48,000 tasks, a
 fifth of the published ones; and on for 12,000 tasks, 2026-11-29, 70.5 +- 1.0 % (the second command). Two thirds of the
-meta-steps are of first order, which takes half the time; the rest as in
-`cifarfs_5w1s.py`.
+first run's meta-steps are of first order, which takes half the time; the rest as in `cifarfs_5w1s.py`.
 
     python launch.py --config configs/cifarfs_5w5s.py --config.data.dir=FOLDER --workdir FIRST
-    python launch.py --config configs/cifarfs_5w5s.py --config.data.dir=FOLDER --workdir SECOND \\
+    python launch.py --config configs/cifarfs_5w5s.py --config.data.dir=FOLDER --workdir SECOND
         --config.train.start=FIRST --config.outer.first_order=0 --config.train.steps=3000 --config.outer.rate=0.0005
 """
 
