@@ -113,10 +113,14 @@ def test_images_on_the_host(config, stores):
     assert of.fresh_state().params["head"]["kernel"].shape[1] == 2
 
 
+FEW = r"eval\.way=9, but the test split has only 3 classes"
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message", "settings"),
     [
-        ({"task.way": 9}, ConfigError, r"eval\.way=9, but the test split has only 3 classes", {"eval.way": 3}),
+        ({"task.way": 9}, ConfigError, FEW, {"eval.way": 3, "task.way": 3}),
+        ({"eval.way": 9, "model.head": "zero"}, ConfigError, FEW, {"eval.way": 3}),
         ({"task.query": 9}, ConfigError, r"eval\.query=9 take 10 images", {"eval.query": 7}),
         ({"data.normalize": "imagenet"}, DataError, r"of 3 channels, but .* have 1", {"data.normalize": "none"}),
         ({"data.normalize": "dataset"}, ConfigError, r"no statistics are in use", {"data.normalize": "none"}),
