@@ -7,7 +7,6 @@ else is needed to take it again.
 import dataclasses
 import io
 import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from maml_jax import config as config_lib
 from maml_jax import tree
+from maml_jax.bounded import read_npz
 from maml_jax.episode import Episode
 from maml_jax.errors import DataError, UserError
 from maml_jax.experiment import Experiment
@@ -172,15 +172,14 @@ def load(path: Path) -> tuple[Method, MetaState, Episode]:
       ConfigError: its configuration makes no sense.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+        arrays = read_npz(path)
         text = str(arrays.pop("config"))
         json.loads(text)
         batch = {name: arrays.pop(f"episodes/{name}") for name in Episode._fields if f"episodes/{name}" in arrays}
         if "key" in batch:
             batch["key"] = jax.random.wrap_key_data(batch["key"])
         episodes = Episode(**batch)
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (DataError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is no meta-step that training has kept: {error}") from error
     config = config_lib.from_json(text, path)
     method = build_method(config, config.task.way)

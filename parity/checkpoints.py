@@ -19,6 +19,7 @@ import torch
 
 from maml_jax import config as config_lib
 from maml_jax import tree
+from maml_jax.bounded import check_zip
 from maml_jax.checkpoint import KINDS, Checkpoints
 from maml_jax.episode import Episode
 from maml_jax.errors import ConfigError, DataError
@@ -135,6 +136,7 @@ def fresh_state(config: ml_collections.ConfigDict) -> MetaState:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
+        check_zip(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes PyTorch raise
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]

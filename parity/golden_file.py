@@ -2,14 +2,14 @@
 
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from maml_jax.bounded import read_npz
+from maml_jax.errors import DataError
 from parity import fields
 from parity.fields import GoldenError
 from parity.golden import CHANNELS, TOLERANCE, Arrays, GoldenCase, InnerArgs, OuterArgs, block_of
@@ -39,6 +39,7 @@ _OUTER = {
     "weight_decay": fields.AMOUNT,
     "steps": fields.COUNT,
 }
+_MOST_VALUES = 2**28  # of all images, 2 GiB in double precision
 _PARAM = {"name": fields.TEXT, "shape": fields.LIST, "offset": fields.NUMBER, "scale": fields.AMOUNT}
 
 
@@ -48,7 +49,10 @@ def read_case(path: str | os.PathLike[str]) -> GoldenCase:
     Raises:
         GoldenError: the file cannot be read, or a field or array is missing, unknown or unusable.
     """
-    recorded = _load(path)
+    try:
+        recorded = read_npz(path)
+    except DataError as error:
+        raise GoldenError(error.facts) from None
     text = recorded.pop("spec", np.zeros(0))
     if text.shape != () or text.dtype.kind != "U":
         raise GoldenError(f"{path}: array 'spec' is missing or not a string")
@@ -69,20 +73,13 @@ def read_case(path: str | os.PathLike[str]) -> GoldenCase:
             f"{where}.n_episode is {spec['n_episode']}, expected 1 where layers keep global statistics: the original "
             "overwrites them episode by episode while earlier graphs need them, and ours averages them"
         )
+    images = spec["n_episode"] * spec["n_way"] * (spec["n_shot"] + spec["n_query"])
+    if images * 3 * spec["image_size"] ** 2 > _MOST_VALUES:
+        raise GoldenError(f"{where} asks for {images:,} images of {spec['image_size']} pixels: more than can be drawn")
     spec["params"] = _draw_params(f"{where}.params", spec)
     case = GoldenCase(**spec, **_draw_images(spec), recorded=recorded)
     check_recorded(path, case)
     return case
-
-
-def _load(path: str | os.PathLike[str]) -> Arrays:
-    """All arrays of an .npz file, without unpickling anything."""
-    try:
-        # Opened here, because np.load leaves a damaged archive open.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-        raise GoldenError(f"{path}: not a readable .npz file: {error}") from None
 
 
 def _norm_modes(where: str, values: Any, encoder: str) -> dict[str, str]:

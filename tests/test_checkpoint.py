@@ -110,3 +110,36 @@ def test_checkpoints_without_sums_are_read_if_they_are_of_an_earlier_version(run
     state, path = arrays(copy)
     assert path.name == "12"
     assert_same({"step": state["step"]}, {"step": arrays(run)[0]["step"]})
+
+
+def test_a_kind_of_checkpoint_that_there_is_not(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=r"kind must be one of .*got 'first'"):
+        checkpoints.save("first", 1, {"step": np.int32(1)})
+
+
+def test_the_only_sound_one_may_lack_its_sums(run, tmp_path, capsys):
+    """Killed between a checkpoint and its sums, with the one before damaged: training goes on from it."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    latest = copy / "checkpoints" / "latest"
+    (latest / "12" / "sha256.json").unlink()
+    damage(latest / "10" / "_CHECKPOINT_METADATA", "flipped")
+    with Checkpoints(copy / "checkpoints") as checkpoints:
+        checkpoints.facts("best")  # has Orbax look at what there is
+        checkpoints.set_damaged_aside()
+        assert checkpoints.latest_step("latest") == 12
+    assert "10 is damaged" in capsys.readouterr().err
+    assert (latest / "12" / "sha256.json").exists()
+    assert [path.name for path in (copy / "checkpoints" / "damaged").iterdir()] == ["latest-10"]
+    assert_same(arrays(copy)[0], arrays(run)[0], 0)
+
+
+@pytest.mark.parametrize("part", ["facts", "state"])
+def test_damage_without_sums_to_tell_it_is_an_error(run, tmp_path, part):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    for step in (copy / "checkpoints" / "latest").iterdir():
+        (step / "sha256.json").unlink()
+        shutil.rmtree(step / part)
+    with pytest.raises(DataError, match=r"cannot read the checkpoint .*/latest/12: "):
+        arrays(copy)

@@ -150,6 +150,7 @@ def test_larger_stored_images_on_the_host(launch, tmp_path):
         (["train", "--check"], r"--check goes with prepare"),
         (["train", "evaluate"], r"'train evaluate'.*train, evaluate, prepare"),
         (["--wrkdir", "x"], r"wrkdir.*workdir"),
+        (["--check=perhaps"], r"flag --check=perhaps.*"),
         (["tain"], r"'tain'.*train, evaluate, prepare"),
         (["evaluate", "--workdir", "nowhere"], r"nowhere holds no run"),
     ],

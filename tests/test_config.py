@@ -213,6 +213,17 @@ def test_any_draw_is_fine_or_refused_and_every_way_out_is_open(drawn):
     assert refusal(mended(changed(**drawn))) is None
 
 
+NUMBERS_AS_DATA = {
+    "data.name": "sinusoid",
+    "model.loss": "squared_error",
+    "model.encoder": "mlp",
+    "task.way": 1,
+    "eval.way": 1,
+    "train.validate_every": 0,
+    "eval.checkpoint": "latest",
+}
+
+
 @pytest.mark.parametrize(
     ("fields", "way_out"),
     [
@@ -228,6 +239,12 @@ def test_any_draw_is_fine_or_refused_and_every_way_out_is_open(drawn):
         ({"eval.head": "shared", "eval.steps": 0}, {"eval.head": "meta"}),
         ({"inner.rates_per_step": True, "outer.method": "reptile"}, {"inner.rates_per_step": False}),
         ({"train.pretrain": 5, "train.start": "x"}, {"train.pretrain": 0}),
+        ({"inner.rates_per_step": True, "inner.learn_rates": "tensor", "inner.steps": 0}, {"inner.steps": 1}),
+        ({"model.norm": "per_step", "inner.steps": 0}, {"inner.steps": 1}),
+        ({"inner.momentum": 0.9, "inner.optimizer": "adam"}, {"inner.momentum": 0.0}),
+        ({"outer.first_order": 5, "inner.first_order": True}, {"outer.first_order": 0}),
+        ({**NUMBERS_AS_DATA, "model.head": "prototypes"}, {"model.head": "meta", "eval.head": "meta"}),
+        ({**NUMBERS_AS_DATA, "eval.head": "prototypes"}, {"eval.head": "meta"}),
         ({"task.way": 1}, {"task.way": 2, "eval.way": 2}),
         ({"eval.way": 1}, {"eval.way": 5}),
         ({"model.loss": "squared_error"}, {"model.loss": "cross_entropy"}),

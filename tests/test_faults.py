@@ -1,11 +1,13 @@
 """What befalls a run from outside, made to happen: it ends with one line that says so, and goes on to the same bits."""
 
 import dataclasses
+import errno
 import json
 import resource
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,7 +19,7 @@ from maml_jax.data import store
 from maml_jax.data.source import ClassImages, Source
 from maml_jax.data.store import ClassStore
 from maml_jax.errors import DataError, DeviceError, DiskError
-from maml_jax.files import make_folder, write_whole
+from maml_jax.files import make_folder, write_whole, writing
 from maml_jax.lock import only_one
 from maml_jax.metrics import MetricsWriter, read_metrics
 from maml_jax.parallel import failures_explained
@@ -134,6 +136,12 @@ def test_a_read_only_work_directory(disk):
             write()
 
 
+def test_the_innermost_file_is_named(tmp_path):
+    refused = pytest.raises(DiskError, match=r"cannot write inner: Input/output error")
+    with refused, writing(tmp_path / "outer"), writing(Path("inner")):
+        raise OSError(errno.EIO, "Input/output error")
+
+
 def test_a_file_where_the_work_directory_should_be(launch, tmp_path):
     (tmp_path / "run").touch()
     status, _, err = launch("--workdir", tmp_path / "run", *TINY)
@@ -231,11 +239,13 @@ def test_a_clock_that_goes_backwards(tmp_path, whole, monkeypatch):
     now = iter(range(2_000_000_000, 0, -3600))
     monkeypatch.setattr(time, "time", lambda: float(next(now)))
     train.train(experiment(steps=7), tmp_path)
+    (first,) = (path.name for path in (tmp_path / "tensorboard").iterdir())
     train.train(experiment(), tmp_path)
     assert_same(arrays(tmp_path), whole, 0)
     assert all(r["tasks_per_second"] > 0 for r in read_metrics(tmp_path) if r["split"] == "train")
     names = sorted(path.name for path in (tmp_path / "tensorboard").iterdir())
     assert len(names) == 2
+    assert names[0] == first  # TensorBoard reads them in this order
 
 
 def test_a_scheduler_need_not_wait_for_a_long_report(tmp_path, whole, monkeypatch):

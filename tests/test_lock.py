@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from maml_jax import lock
 from maml_jax.errors import ConfigError
 from maml_jax.lock import FILE, only_one
 from tests.helpers import TINY, start_python
@@ -61,3 +62,16 @@ def test_where_nothing_can_be_locked_that_is_said(tmp_path, monkeypatch, capsys)
     with only_one(tmp_path):
         pass
     assert "cannot be locked (No locks available)" in capsys.readouterr().err
+
+
+def test_without_locks_of_the_system_nobody_is_kept_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "fcntl", None)
+    with only_one(tmp_path), only_one(tmp_path):
+        assert json.loads((tmp_path / FILE).read_text())["process"] == os.getpid()
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"host": "a"'])
+def test_a_holder_that_has_not_yet_said_who_it_is(tmp_path, holder, content):
+    (tmp_path / FILE).write_text(content)
+    with pytest.raises(ConfigError, match=r"^another process is at work in "), only_one(tmp_path):
+        pytest.fail("both are in")

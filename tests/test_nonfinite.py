@@ -9,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 
+from maml_jax import config as config_lib
 from maml_jax import nonfinite, train, tree
 from maml_jax.checkpoint import Checkpoints
 from maml_jax.experiment.method import build_outer
-from maml_jax.nonfinite import NotFinite
+from maml_jax.nonfinite import NotFinite, TaskReport
 from tests.helpers import TINY, assert_same, experiment, image_tasks
 from tests.models import tiny_config
 
@@ -144,12 +145,33 @@ def test_what_was_kept_is_taken_again(launch, tmp_path, debug):
     assert "0 of" in out
 
 
+def kept_arrays():
+    """A meta-step whose parameters are not all there."""
+    images = np.zeros((2, 3, 16, 16, 1), np.float32)
+    labels = np.arange(6, dtype=np.int32).reshape(2, 3) % 3
+    parts = {"support_x": images, "support_y": labels, "query_x": images, "query_y": labels}
+    config = config_lib.to_json(tiny_config())
+    return {"config": config, "step": np.int32(0), **{f"episodes/{name}": value for name, value in parts.items()}}
+
+
+def test_what_is_said_of_a_task():
+    """The first of what is not finite, and not all of it where that is much."""
+    assert TaskReport(np.array([1.0, 2.0]), 3.0, (), 9).first == ""
+    assert TaskReport(np.array([1.0, np.inf]), np.nan, ("a",), 9).first == "the support loss before inner step 2 is inf"
+    assert TaskReport(np.array([]), np.inf, ("a",), 9).first == "the query loss is inf"
+    assert TaskReport(np.array([]), 1.0, ("a", "b"), 9).first == "the meta-gradient of a, b is not finite"
+    report = TaskReport(np.array([1.0]), 1.0, tuple("abcde"), 9)
+    assert report.first == "the meta-gradient of a, b, c and 2 more is not finite"
+    assert str(report).startswith("support losses 1; query loss 1; 5 of 9 tensors of the gradient not finite: the meta")
+
+
 def test_a_file_that_is_none(launch, tmp_path):
     for name, write in {
         "lacking.npz": None,
         "text.npz": lambda path: path.write_text("x"),
         "other.npz": lambda path: np.savez(path, config="{}", a=1),
         "pickled.npz": lambda path: np.savez(path, config=np.array({}, object)),
+        "misfit.npz": lambda path: np.savez(path, **kept_arrays()),
     }.items():
         if write:
             write(tmp_path / name)

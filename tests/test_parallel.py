@@ -93,5 +93,15 @@ def test_an_uneven_distribution_is_refused(count, at_once, message, settings):
     assert raised.value.settings == settings
 
 
+def test_all_devices_of_several_processes_take_part(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    check_devices(4, 0, 0)
+    for tasks, count in ((3, 0), (4, 2)):
+        with pytest.raises(
+            ConfigError, match=rf"the 2 processes have 4 devices, .* train\.tasks={tasks} must be a mul"
+        ):
+            check_devices(tasks, count, 0)
+
+
 def test_the_memory_of_a_device_is_known():
     assert device_memory() > 2**28

@@ -9,6 +9,7 @@ import maml_jax
 from maml_jax.data.augment import IMAGENET_STATISTICS
 from maml_jax.errors import ConfigError, DataError
 from maml_jax.experiment.method import build_method
+from maml_jax.models import trained as trained_models
 from maml_jax.models.trained import Score
 from tests.helpers import pixels
 from tests.models import save_run
@@ -241,3 +242,11 @@ def test_cross_validation_knows_what_is_easy_and_what_is_noise(model):
 def test_interval_is_wilsons():
     low, high = Score(8, 10).interval95
     np.testing.assert_allclose([low, high], [0.4902, 0.9433], atol=1e-4)
+
+
+def test_so_many_are_judged_together_at_most(model, monkeypatch):
+    monkeypatch.setattr(trained_models, "_MOST_TOGETHER", 3)
+    adapted = model().adapt(SUPPORT, LABELS, transductive=True)
+    adapted.predict(QUERY[:3])
+    with pytest.raises(DataError, match="at most 3 images can be judged together, not 6"):
+        adapted.predict(QUERY)

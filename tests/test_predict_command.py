@@ -1,9 +1,11 @@
 """The verb predict: a folder of pictures in, probabilities out, and mistakes in one line."""
 
 import csv
+import errno
 import io
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from PIL import Image
 
 import maml_jax
 from maml_jax import cli
+from maml_jax.data import pictures
+from maml_jax.errors import DataError
 from tests.helpers import pixels
 from tests.models import save_run
 
@@ -91,6 +95,15 @@ def test_transductive_warns(launch, letters):
     assert status == 0
     assert len(out.splitlines()) == 6
     assert "warning: transductive" in err
+
+
+def test_steps_and_what_transductive_changes_nothing_of(launch, letters, tmp_path):
+    save_run(tmp_path / "run", model__norm="metabn")
+    asked = ["--support", "support", "--query", "query", "--steps", "3", "--transductive"]
+    status, _, err = launch(*asked, weights=tmp_path / "run")
+    assert status == 0
+    assert "note: the model was not trained transductively; --transductive changes nothing" in err
+    assert launch(*asked[:-2], "0", weights=tmp_path / "run")[1] != launch(*asked[:-1], weights=tmp_path / "run")[1]
 
 
 def test_ink_on_paper(launch, letters):
@@ -178,6 +191,15 @@ def test_wrong_layouts_are_one_clear_line(launch, letters, spoil, message):
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert (status, out, len(errors)) == (2, "", 1)
     assert message in errors[0]
+
+
+def test_a_support_folder_that_cannot_be_listed(launch, letters, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"cannot list support: Permission denied"):
+        pictures.class_pictures(Path("support"))
 
 
 @pytest.mark.parametrize(

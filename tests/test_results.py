@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from maml_jax import commands, config, data, results
-from maml_jax.config.transfer import for_data
+from maml_jax.config.transfer import for_data, trained_channels
 from maml_jax.data.stream import drawn_classes
 from maml_jax.evaluate import Evaluation, Evaluator
 from maml_jax.experiment import Experiment
+from maml_jax.experiment.method import build_method
 from maml_jax.nn.norm import Normalization
+from maml_jax.tree import by_name
 from tests.helpers import image_tasks
 
 
@@ -199,3 +201,25 @@ def test_what_stays_with_another_data_set(settings):
     assert normalization(changed, trained) == data.data_set("cifar_fs").statistics
     changed.data.normalize = "imagenet"
     assert normalization(changed, trained) == data.IMAGENET_STATISTICS
+
+
+def test_files_are_named_after_what_differs_at_test(experiment):
+    of = lambda **facts: dataclasses.replace(  # noqa: E731
+        experiment, testing=experiment.testing._replace(facts={**experiment.testing.facts, **facts})
+    )
+    name = results.name_of(experiment)
+    assert results.name_of(of(head="zero")) == f"{name}-head_zero"
+    assert results.name_of(of(rate_factor=0.5)) == f"{name}-rates_x0.5"
+    assert results.name_of(of(head="zero", rate_factor=2.0)) == f"{name}-head_zero-rates_x2"
+
+
+def test_channels_that_only_the_weights_tell(settings):
+    trained = settings.copy_and_resolve_references()
+    trained.data.channels = "3"
+    assert trained_channels(trained, {}) == "3"
+    trained.data.channels = "auto"
+    assert trained_channels(trained, {}) == "auto"
+    for channels in (1, 3):
+        images = np.zeros((1, trained.data.image_size, trained.data.image_size, channels), np.float32)
+        params, _ = build_method(trained, trained.task.way).learner.init(jax.random.key(0), images)
+        assert trained_channels(trained, by_name(params)) == str(channels)

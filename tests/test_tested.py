@@ -10,6 +10,7 @@ from maml_jax.models import weights
 from tests.models import save_run
 from tests.test_results import folder_of_colour
 
+SEVERAL = ["--config.parallel.processes=2", "--config.parallel.coordinator=localhost:1"]
 FEW = ["--config.eval.tasks=6", "--config.eval.query=2"]
 
 
@@ -69,6 +70,10 @@ def test_weights_are_tested_on_other_data_and_under_other_settings(launch, expor
         (["train", "--weights", "model"], r"use --config\.train\.start=model"),
         (["evaluate", "--weights", "model", "--config.eval.way=4"], r"eval\.way=4 differs from task\.way=3"),
         (["evaluate", "--weights", "empty"], r"empty holds no run"),
+        (
+            ["audit", "--weights", "model", *SEVERAL],
+            r"by one process; use --config\.parallel\.processes=1",
+        ),
     ],
 )
 def test_mistakes_are_one_clear_line(launch, exported, tmp_path, arguments, message):
@@ -79,6 +84,17 @@ def test_mistakes_are_one_clear_line(launch, exported, tmp_path, arguments, mess
     assert (status, out, len(errors)) == (2, "", 1)
     assert re.search(message, errors[0]), errors[0]
     assert files(tmp_path) == before
+
+
+def test_a_model_that_does_not_fit_though_no_setting_differs(launch, tmp_path):
+    """Nothing is said of settings then."""
+    save_run(tmp_path / "run")
+    stored = tmp_path / "run" / "config.json"
+    stored.write_text(stored.read_text().replace('"width": 4', '"width": 5'))
+    status, _, err = launch("evaluate", "--workdir", "run", *FEW)
+    assert status == 2
+    assert "is of another model" in err
+    assert "of the settings" not in err
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])

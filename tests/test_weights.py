@@ -13,6 +13,7 @@ import safetensors.numpy
 import maml_jax
 from maml_jax import cli, tree
 from maml_jax.config import preset
+from maml_jax.data import data_set
 from maml_jax.errors import DataError
 from maml_jax.models import card, weights
 from tests.helpers import assert_same, pixels
@@ -105,6 +106,12 @@ def test_card_says_what_was_not_measured(run, tmp_path):
     assert "Transductive accuracy: not measured." in text
 
 
+def test_terms_of_a_data_set_that_this_program_does_not_know():
+    """As one that a program of the user's own added."""
+    assert card._terms("mine") == "those of mine"
+    assert card._terms("glyphs") == data_set("glyphs").terms
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["truncated", "a bit flipped", "swapped", "missing", "empty", "a folder"])
 def test_damage_is_noticed(exported, name, damage):
@@ -143,6 +150,14 @@ def _settings(folder, section, **fields):
     (folder / "config.json").write_text(json.dumps(stored))
 
 
+def _of_numbers(folder):
+    _settings(folder, "data", name="sinusoid")
+    _settings(folder, "model", loss="squared_error", encoder="mlp")
+    _settings(folder, "task", way=1)
+    _settings(folder, "eval", way=1, checkpoint="latest")
+    _settings(folder, "train", validate_every=0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -156,6 +171,7 @@ def _settings(folder, section, **fields):
         (lambda f: _settings(f, "model", width=5), "of another model than its config"),
         (lambda f: _settings(f, "model", encoder="os:getcwd"), "code that does not belong to this program"),
         (lambda f: _settings(f, "data", image_size=5000), "more than 1024"),
+        (_of_numbers, "is a model of numbers, and not of images"),
         (lambda f: _settings(f, "inner", steps=-1), "inner.steps=-1 must be"),
         (lambda f: _settings(f, "", format=2), "another format"),
         (lambda f: _settings(f, "", surprise=2), "surprise"),

@@ -142,7 +142,7 @@ class Subject:
         classified = split in experiment.stores
         pool = _pool(experiment, split, e.shot, e.query) if classified else e.query
         fresh = experiment.tested.init(jax.random.key(config.seed), example(experiment.eval_tasks[split]))
-        methods = _methods(config, experiment, state) if classified else {config.model.norm: experiment.tested}
+        methods = _methods(config, experiment) if classified else {config.model.norm: experiment.tested}
         parse = lambda norm: Normalization.parse(norm, config.inner.steps)  # noqa: E731
         return cls(
             methods=methods,
@@ -185,7 +185,7 @@ def _train_tasks(config, trained, experiment, pool):
         return None
 
 
-def _methods(config: Config, experiment: Experiment, state: MetaState) -> dict[str, Method]:
+def _methods(config: Config, experiment: Experiment) -> dict[str, Method]:
     """The method under each normalisation that the model can be tested with."""
     own = config.model.norm
     others = ("per_step_batch",) if own == "per_step" else ("batch", "metabn")

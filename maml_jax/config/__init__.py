@@ -9,6 +9,7 @@ from typing import Any
 
 import ml_collections
 
+from maml_jax.bounded import read_bytes
 from maml_jax.config.checks import check_together
 from maml_jax.config.fields import BY_NAME, FIELDS, check_value
 from maml_jax.config.rules import Same
@@ -160,7 +161,7 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 def load(path: Path) -> ml_collections.ConfigDict:
     """Reads a file of `to_json`; see `from_json`."""
     try:
-        text = path.read_text()
+        text = read_bytes(path).decode()
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     return from_json(text, path)

@@ -4,12 +4,12 @@ Nothing is ever unpacked under its own name, so an archive made to write outside
 """
 
 import bz2
+import errno
 import functools
 import gzip
 import hashlib
 import lzma
 import os
-import shutil
 import tarfile
 import tempfile
 import threading
@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from maml_jax.bounded import check_whole, copy_bounded, read_bytes
 from maml_jax.data.source import stamp
 from maml_jax.errors import DataError
 
@@ -187,7 +188,7 @@ class Folder:
     def read(self, member: str) -> bytes:
         """See `Tree`."""
         try:
-            return (self.path / member).read_bytes()
+            return read_bytes(self.path / member)
         except OSError as error:
             raise DataError(f"cannot read {self.path / member}: {error}") from error
 
@@ -226,7 +227,9 @@ class Zip:
     def read(self, member: str) -> bytes:
         """See `Tree`."""
         try:
-            return self._zip.read(self._sifted[0].get(member, member))
+            info = self._zip.getinfo(self._sifted[0].get(member, member))
+            check_whole(f"{member} in {self.path}", info.file_size)
+            return self._zip.read(info)
         except (*_DAMAGE, KeyError, RuntimeError) as error:  # RuntimeError: encrypted
             raise _damaged(f"{member} in {self.path}", error) from error
 
@@ -245,7 +248,7 @@ class Tar:
                 file = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as this object)
                 weakref.finalize(self, file.close)
                 with decompress(self.path) as compressed:
-                    shutil.copyfileobj(compressed, file, 1 << 20)
+                    copy_bounded(compressed, file, str(self.path), self.path.stat().st_size)
             else:
                 file = self.path.open("rb")
                 weakref.finalize(self, file.close)
@@ -286,6 +289,7 @@ class Tar:
         archive, infos = self._infos
         try:
             info = infos[self._sifted[0].get(member, member)]
+            check_whole(f"{member} in {self.path}", info.size)
             with self._lock:
                 content = archive.extractfile(info).read()
             if len(content) != info.size:
@@ -296,4 +300,7 @@ class Tar:
 
 
 def _damaged(what: str, error: Exception) -> DataError:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        room = f"there is no room to unpack it in {tempfile.gettempdir()}"
+        return DataError(f"cannot read {what}: {room}; set TMPDIR to a folder with room, or unpack it yourself")
     return DataError(f"cannot read {what}: {error or type(error).__name__}; download it again")

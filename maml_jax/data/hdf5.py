@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from maml_jax.bounded import read_bytes
 from maml_jax.data import images, pixels
 from maml_jax.data.account import Account
 from maml_jax.data.source import SPLITS, ClassImages, LazySplits, Source, stamp
@@ -73,7 +74,9 @@ def _classes(data: Path, labels: Path, image_size: int) -> list[ClassImages]:
 
 def _names(file: Path) -> list[str]:
     try:
-        value = json.loads(file.read_bytes().decode("utf-8-sig"))
+        value = json.loads(read_bytes(file).decode("utf-8-sig"))
+    except DataError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"cannot read {file}: {error}") from error
     parts = [x if isinstance(x, list) else [x] for x in value] if isinstance(value, list) else [[None]]

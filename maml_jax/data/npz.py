@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from maml_jax.bounded import check_unpacked
 from maml_jax.data import pixels, safe_pickle
 from maml_jax.data.arrays import Labelled, check_images, check_labels, require
 from maml_jax.errors import DataError
@@ -131,6 +132,7 @@ def _open_npz(file: Path, key: str) -> _Rows:
             if f"{key}.npy" not in archive.namelist():
                 raise DataError(f"{file} has the keys {', '.join(archive.namelist())}, expected '{key}'")
             info = archive.getinfo(f"{key}.npy")
+            check_unpacked(f"{file}: '{key}'", info.file_size, info.compress_size)
             stored = info.compress_type == zipfile.ZIP_STORED
             with contextlib.ExitStack() as stack:
                 raw = stack.enter_context(file.open("rb") if stored else tempfile.TemporaryFile())  # noqa: SIM115

@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from maml_jax.bounded import read_bytes
 from maml_jax.data import paper, pixels
 from maml_jax.data.archive import is_image
 from maml_jax.data.images import Look, to_square
 from maml_jax.errors import DataError
-
-_MOST_BYTES = 512 * 2**20  # of a file
 
 
 class Pictures(NamedTuple):
@@ -53,9 +52,7 @@ def read(paths: Sequence[Path], look: Look, on_paper: bool = False) -> Pictures:
 def _read(path: Path, look: Look, on_paper: bool) -> np.ndarray | str:
     """A picture, or why there is none."""
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            return f"cannot read the image {path}: it is larger than {_MOST_BYTES // 2**20} MiB"
-        picture = pixels.decode(path.read_bytes(), pixels.MODES[look.channels], str(path), look.background)
+        picture = pixels.decode(read_bytes(path), pixels.MODES[look.channels], str(path), look.background)
         return paper.ink(picture, look.size, str(path)) if on_paper else to_square(picture, look.size)
     except DataError as error:
         return error.facts

@@ -132,8 +132,8 @@ def _flat(image: Image.Image, background: tuple[int, int, int], remark: Callable
     """The image laid on the background, if it has transparent pixels."""
     if not image.has_transparency_data:
         return image
-    if image.mode in ("La", "RGBa"):  # multiplied by their alpha
-        image = image.convert(image.mode.upper())
+    if image.mode == "La":  # grey that is multiplied by its alpha, as TIFF may have it
+        image = image.convert("LA")
     layer = image.convert("RGBA")
     if layer.getchannel("A").getextrema()[0] == 255:
         return layer.convert("RGB")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from maml_jax.bounded import read_bytes
 from maml_jax.data.archive import ARCHIVE_SUFFIXES, Tree
 from maml_jax.data.layout import outline, split_of
 from maml_jax.data.source import SPLITS
@@ -101,7 +102,7 @@ def pick(
     for split, wanted in names.items():
         for name in wanted:
             if name not in classes:
-                raise DataError(f"{origin} names the class '{name}', of which there is no folder")
+                raise DataError(f"{origin} names the class '{name[:80]}', of which there is no folder")
             if name in split_of:
                 raise DataError(f"{origin} has class '{name}' in split '{split_of[name]}' and again in '{split}'")
             split_of[name] = split
@@ -119,7 +120,7 @@ class JsonSplit:
     def __init__(self, file: Path):
         self._file = file
         try:
-            self._names = read_json(file.read_bytes(), str(file))
+            self._names = read_json(read_bytes(file), str(file))
         except OSError as error:
             raise DataError(f"cannot read data.split={file}: {error}") from error
 

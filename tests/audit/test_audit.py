@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,12 +13,14 @@ from maml_jax import cli, commands, config
 from maml_jax.audit import audit, dealing, measures, subject, summary
 from maml_jax.audit.subject import Counts
 from maml_jax.data.sinusoid import SinusoidTasks
+from maml_jax.data.store import ClassStore
 from maml_jax.meta.inner import InnerLoop, sgd
 from maml_jax.meta.outer import Maml
 from maml_jax.nn.norm import Normalization
 from tests.audit.toy import (
     COUNTS,
     POOL,
+    SHOT,
     STEPS,
     WAY,
     ask,
@@ -28,6 +31,8 @@ from tests.audit.toy import (
     toy_params,
     toy_subject,
 )
+from tests.helpers import pixels
+from tests.models import tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +169,56 @@ def test_what_does_not_apply_is_said(tmp_path):
     assert len(made["adaptation"]["by_step"]) == 3
     assert made["headline"]["sentence"].startswith("loss ")
     assert "Does not apply: the tasks have no classes." in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("batch", "inductive"), ("metabn", "transductive")])
+def test_a_model_of_one_normalisation(tmp_path, norm, kind):
+    """As one that has parameters for each step."""
+    whole = toy_subject(norm, train_tasks=None)
+    made = audit(whole, protocol(whole), {}, tmp_path)
+    assert made["transductive_gain"]["reason"] == f"the model has no {kind} normalisation"
+    assert list(made["transductive_gain"]["by_norm"]) == [norm]
+    assert made["leak_certificate"]["passed"]
+    if norm == "batch":
+        assert made["leak_certificate"]["reason"] == "no normalisation is inductive"
+    assert "too few" in made["training_split_tasks"]["reason"]
+    assert kind in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("norm", "expected"),
+    [
+        ("batch", ["batch", "metabn"]),
+        ("metabn", ["metabn", "batch"]),
+        ("tasknorm", ["tasknorm", "batch", "metabn"]),
+        ("per_step", ["per_step", "per_step_batch"]),
+        ("block1=per_step, batch", ["block1=per_step, batch"]),
+    ],
+)
+def test_normalisations_that_a_model_has_parameters_for(norm, expected):
+    own = SimpleNamespace(tested=object())
+    methods = subject._methods(tiny_config(model__norm=norm), own)
+    assert list(methods) == expected
+    assert methods[norm] is own.tested
+
+
+def test_tasks_of_training_classes_if_there_are_enough():
+    config = tiny_config(eval__way=3, eval__query=2)
+    few = ClassStore(pixels(0, shape=(6, 16, 16, 1)), np.array([0, 3, 6]), ("a", "b"), "train")
+    of = lambda **stores: subject._train_tasks(config, config, SimpleNamespace(stores=stores), 2)  # noqa: E731
+    assert of() is None
+    assert of(train=few) is None
+    config.eval.split = "train"
+    assert of(train=few) is None
+
+
+def test_disjoint_tasks_of_few_images(tmp_path):
+    """One task makes no interval; that is told, and nothing is measured."""
+    counts = np.array([SHOT + POOL] * WAY)
+    store = SimpleNamespace(counts=counts, images=np.zeros((counts.sum(), 1)))
+    found = measures._disjoint(toy_subject(query=POOL), None, store, "")
+    assert len(found["places"]) == 1
+    assert found["used"] == 1
 
 
 def test_counts():

@@ -4,6 +4,22 @@ import pytest
 import requests
 
 from maml_jax import cli
+from maml_jax.data import store
+from tests.data.test_layout import write
+from tests.data.test_lists import SPLIT_OF
+from tests.data.test_store import make_source
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder of seven classes of three images each, which has no lists yet."""
+    return write(tmp_path / "raw", *(f"images/{name}/{name}_{i}.png" for name in SPLIT_OF for i in range(3)))
+
+
+@pytest.fixture
+def built(tmp_path):
+    """A small store."""
+    return store.build(make_source(), tmp_path, progress=False)
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 import bz2
+import errno
 import gzip
 import io
+import os
 import tarfile
 import zipfile
 
@@ -81,9 +83,32 @@ def test_archive_cannot_write_elsewhere(tmp_path):
     folder.mkdir(parents=True)
     for name in ("x.zip", "x.tar.gz"):
         tree = open_tree(FORMS[name](folder / name, {"../../evil.png": b"x", "/tmp/evil/1.png": b"x"}))
+        assert [member for member in tree.members if not member.endswith("/")] == ["tmp/evil/1.png"]
+        assert tree.left_out == {"paths that lead outside": ["../../evil.png"]}
         for member in tree.members:
             tree.read(member)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "er", "x.tar.gz", "x.zip"]
+
+
+def test_a_path_that_comes_twice(tmp_path):
+    for name in ("x.zip", "x.tar"):
+        tree = open_tree(FORMS[name](tmp_path / name, {"a/1.png": b"first", "./a/1.png": b"second"}))
+        assert tree.read("a/1.png") == b"first"
+        assert tree.left_out == {"files whose path comes twice in the archive": ["a/1.png"]}
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+    tree = open_tree(write_folder(tmp_path / "x"))
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).rstrip("/").endswith("b"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"cannot list .*x: .*Permission denied"):
+        _ = tree.members
 
 
 def test_neither_folder_nor_archive(tmp_path):

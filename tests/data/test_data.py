@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maml_jax import data
+from maml_jax import data, load_tasks
 from maml_jax.errors import ConfigError, DataError
 from tests.data.test_store import SHAPE, class_images, flip_last_byte, make_source, pixels
 
@@ -143,6 +143,18 @@ def test_the_rule_of_the_split_is_always_said(tmp_path, capsys):
     assert data.prepare(glyphs)["split_rule"] == "drawn with the characters: nine twelfths, one and two of them"
 
 
+def test_what_was_left_out_or_changed_is_said(tmp_path, capsys):
+    for c, name in enumerate("abcdefgh"):
+        file = tmp_path / "raw" / name / "1.png"
+        file.parent.mkdir(parents=True)
+        Image.fromarray(np.full((8, 8), 257 * c, np.uint16)).save(file)
+    (tmp_path / "raw" / "a" / "notes.docx").touch()
+    data.open_stores(settings(tmp_path, name="folder", dir=str(tmp_path / "raw")))
+    said = capsys.readouterr().err
+    assert "folder: left out 1 files of a kind that is not read" in said
+    assert "folder: 8 images of 16 bits" in said
+
+
 def test_a_store_of_before_has_a_rule_too(tmp_path):
     report = data.prepare(settings(tmp_path, name="glyphs", image_size=8), progress=False)
     manifest = Path(report["path"]) / "store.json"
@@ -150,3 +162,18 @@ def test_a_store_of_before_has_a_rule_too(tmp_path):
     assert content.pop("account")["split_rule"] == report["split_rule"]
     manifest.write_text(json.dumps(content))
     assert data.prepare(settings(tmp_path, name="glyphs", image_size=8), progress=False) == report
+
+
+def test_tasks_of_numbers_need_no_files():
+    episode = load_tasks("sinusoid", "test", shot=5, query=10, seed=3).sample(0)
+    assert (episode.support_x.shape, episode.query_y.shape) == ((5, 1), (10, 1))
+
+
+def test_tasks_of_a_split_that_is_not_there(tmp_path, toy):
+    with pytest.raises(DataError, match=r"toy has no 'val' split; it has train, test"):
+        load_tasks("toy", "val", way=2, query=1, cache_dir=str(tmp_path), image_size=4)
+
+
+def test_numbers_are_not_prepared(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.name='sinusoid' has no images: there is nothing to prepare"):
+        data.prepare(settings(tmp_path, name="sinusoid"), progress=False)

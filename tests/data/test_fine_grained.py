@@ -207,11 +207,13 @@ def replaced(files, **changes):
         ("images_variant_val_txt", b"../../x DC-8\n", r"names the image \.\./\.\./x, which is not there"),
         ("images_box_txt", b"0000001 3 1 11\n", r"line 1 of data/images_box\.txt .* an image and four numbers"),
         ("images_box_txt", b"0000001 3 -1 11 9\n", r"line 1 of .*four numbers"),
+        ("images_box_txt", None, r"has no images_box\.txt; it comes with "),
         ("images_box_txt", b"0000001 3 1 11 9\n", r"images_box\.txt in .* has no box for the image 0000004"),
     ],
 )
 def test_damaged_lists_of_aircraft(tmp_path, file, content, message):
-    write_folder(tmp_path, replaced(aircraft_files(), **{file: content}))
+    files = replaced(aircraft_files(), **{file: content})
+    write_folder(tmp_path, {name: body for name, body in files.items() if body is not None})
     with pytest.raises(DataError, match=message):
         dict(aircraft.source(tmp_path, image_size=8).splits)
 

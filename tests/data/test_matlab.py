@@ -41,12 +41,30 @@ def test_what_scipy_wrote(compressed):
     assert matlab.integers((row["class"] for row in read["rows"]), "x") == [1, 2]
 
 
+def words(*values):
+    return np.array(values, ">u4").tobytes()
+
+
+def by_hand(kind, shape, rest):
+    """One variable in big-endian order: an array of a class and a shape, of the name 'a'."""
+    body = words(6, 8, kind, 0) + words(5, 8, *shape) + b"\0\1\0\1a\0\0\0" + rest
+    return bytes(124) + b"\1\0MI" + words(14, len(body)) + body
+
+
 def test_big_endian():
-    """One variable by hand: an array of class uint8, 1 x 3, of the name 'a'."""
-    integers = lambda kind, *values: np.array([kind, 4 * len(values), *values], ">u4").tobytes()  # noqa: E731
-    body = integers(6, 9, 0) + integers(5, 1, 3) + b"\0\1\0\1a\0\0\0" + b"\0\3\0\2\5\6\7\0"
-    content = bytes(124) + b"\1\0MI" + np.array([14, len(body)], ">u4").tobytes() + body
-    assert matlab.read(content, "a", "x").tolist() == [5, 6, 7]
+    assert matlab.read(by_hand(9, (1, 3), b"\0\3\0\2\5\6\7\0"), "a", "x").tolist() == [5, 6, 7]
+
+
+def test_an_empty_array_may_have_no_content_at_all():
+    cells = words(14, 0) * 2
+    assert [cell.tolist() for cell in matlab.read(by_hand(1, (1, 2), cells), "a", "x")] == [[], []]
+
+
+@pytest.mark.parametrize(("length", "names"), [(0, b"abcd"), (3, b"abcd"), (65, b"abcd"), (4, b"")])
+def test_malformed_names_of_fields(length, names):
+    fields = words(5, 4, length, 0) + words(1, len(names)) + names + bytes(-len(names) % 8)
+    with pytest.raises(DataError, match=r"cannot read x: names of fields are malformed"):
+        matlab.read(by_hand(2, (1, 1), fields), "a", "x")
 
 
 def test_what_is_not_read(monkeypatch):

@@ -3,6 +3,7 @@
 import collections
 import json
 import pickle
+import sys
 
 import h5py
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from maml_jax import data
 from maml_jax.data import cifar, cub200, folder, mini_imagenet, store, tiered_imagenet
-from maml_jax.errors import DataError
+from maml_jax.errors import ConfigError, DataError
 from tests.data.test_pixels import encode
 
 SPLITS = ("train", "val", "test")
@@ -64,6 +65,23 @@ FORMS = {
     "by class, floats to 1": lambda split: {n: images(n).astype(np.float64) / 255 for n in CLASSES[split]},
     "by class, floats to 255": lambda split: {n: images(n).astype(np.float32) for n in CLASSES[split]},
 }
+
+
+GREY = {
+    "n, h, w": lambda name: images(name)[..., 0],
+    "n, h, w, 1": lambda name: images(name)[..., :1],
+    "n, 1, h, w": lambda name: images(name)[:, None, ..., 0],
+}
+
+
+@pytest.mark.parametrize("form", GREY)
+def test_grey_images(tmp_path, form):
+    for split in SPLITS:
+        content = {name: GREY[form](name) for name in CLASSES[split]}
+        (tmp_path / f"{split}.pickle").write_bytes(pickle.dumps(content))
+    for found in everything(mini_imagenet.source(tmp_path)).values():
+        for name, read in found.items():
+            np.testing.assert_array_equal(read, images(name)[..., :1].repeat(3, -1))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -218,6 +236,12 @@ def huge(root):
         file["datasets"].create_dataset("n01", (10**9, 84, 84, 3), "u1", chunks=(1, 84, 84, 3))
 
 
+def halves(root):
+    with h5py.File(root / "train_data.hdf5", "a") as file:
+        del file["datasets/n01"]
+        file["datasets"].create_dataset("n01", data=images("n01").astype(np.float32) / 2)
+
+
 def lacking(root):
     with h5py.File(root / "train_data.hdf5", "a") as file:
         del file["datasets/n01"]
@@ -230,6 +254,7 @@ def lacking(root):
         (raw_external, "'n01' is no data set of its own"),
         (virtual, "'n01' is no data set of its own"),
         (huge, "claims 21168000000000 bytes, more than the file can hold"),
+        (halves, r"'n01' is float32 \[4, 84, 84, 3\], expected uint8"),
         (lacking, "has no class 'n01'"),
         (lambda root: (root / "train_data.hdf5").write_bytes(b"x" * 99), "cannot read .*train_data.hdf5"),
         (lambda root: (root / "train_labels.json").write_text("{"), "cannot read .*train_labels.json"),
@@ -240,6 +265,26 @@ def test_unusable_hdf5(tmp_path, damage, message):
     damage(write_hdf5(tmp_path))
     with pytest.raises(DataError, match=message):
         dict(mini_imagenet.source(tmp_path).splits)
+
+
+def test_damaged_images_in_hdf5(tmp_path):
+    root = write_hdf5(tmp_path)
+    with h5py.File(root / "train_data.hdf5", "a") as file:
+        del file["datasets/n01"]
+        stored = file["datasets"].create_dataset("n01", data=images("n01"), chunks=(1, 84, 84, 3), fletcher32=True)
+        place = stored.id.get_chunk_info(0).byte_offset
+    content = bytearray((root / "train_data.hdf5").read_bytes())
+    content[place] ^= 1
+    (root / "train_data.hdf5").write_bytes(content)
+    with pytest.raises(DataError, match=r"cannot read 'n01' in .*train_data\.hdf5"):
+        everything(mini_imagenet.source(root))
+
+
+def test_hdf5_needs_its_library(tmp_path, monkeypatch):
+    root = write_hdf5(tmp_path)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(ConfigError, match=r"needs h5py .*; install it with pip install 'maml-jax\[hdf5\]'"):
+        dict(mini_imagenet.source(root).splits)
 
 
 def test_prepare(tmp_path):

@@ -1,6 +1,7 @@
 """Images as a viewer shows them, and as grey or colour as is asked for."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -94,6 +95,28 @@ def test_unreadable_exif_data_are_passed_over():
     image = Image.new("RGB", (8, 8), (10, 20, 30))
     content = encode(image, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\xff" + b"\xff" * 40)
     assert decode(content).shape == (8, 8, 3)
+
+
+def test_exif_data_that_make_pillow_raise_are_passed_over(monkeypatch):
+    content = encode(Image.new("RGB", (8, 8), (10, 20, 30)), "JPEG")
+    monkeypatch.setattr(Image.Image, "getexif", lambda image: struct.unpack("<I", b"x"))
+    assert decode(content).shape == (8, 8, 3)
+
+
+def test_what_is_no_image_is_not_grey():
+    assert pixels.is_grey(encode(Image.new("L", (8, 8))))
+    assert not pixels.is_grey(b"GIF89a")
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_colours_multiplied_by_their_alpha(mode):
+    """As TIFF may have them, which says so."""
+    plain = Image.merge(mode, [Image.new("L", (8, 8), grey) for grey in (200, 100, 40, 128)[-len(mode) :]])
+    multiplied = Image.frombytes(mode, (8, 8), plain.convert({"LA": "La", "RGBA": "RGBa"}[mode]).tobytes())
+    tag = struct.Struct("<HHIHH")  # ExtraSamples: 2 for alpha by itself, 1 for alpha that colours are multiplied by
+    content = encode(multiplied, "TIFF").replace(tag.pack(338, 3, 1, 2, 0), tag.pack(338, 3, 1, 1, 0))
+    assert Image.open(io.BytesIO(content)).tag_v2[338] == (1,)
+    np.testing.assert_allclose(decode(content).astype(int), decode(encode(plain)), atol=2)
 
 
 @pytest.mark.parametrize(

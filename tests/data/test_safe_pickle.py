@@ -167,6 +167,14 @@ def test_structured_arrays_are_refused(tmp_path):
         safe_pickle.load(write(tmp_path, content))
 
 
+@pytest.mark.parametrize("fields", [b"K\x01NN", b"NK\x01N", b"NNK\x01"])
+def test_types_that_turn_out_to_have_fields_are_refused(tmp_path, fields):
+    content = python2_pickle(np.zeros((1, 2), np.uint8), [0])
+    assert content.count(b"|NNN") == 1
+    with pytest.raises(DataError, match="structured arrays are not plain data"):
+        safe_pickle.load(write(tmp_path, content.replace(b"|NNN", b"|" + fields)))
+
+
 def test_wrong_length(tmp_path):
     content = pickle.dumps(np.zeros(4, np.uint8), protocol=5).replace(b"K\x04\x85", b"K\x03\x85")
     with pytest.raises(DataError, match="array of 3 bytes in 4 bytes"):

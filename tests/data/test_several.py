@@ -39,6 +39,7 @@ def test_an_archive_for_each_split(tmp_path, suffix, words, inside):
             start + path.relative_to(tmp_path / "raw" / word).as_posix(): path.read_bytes()
             for path in (tmp_path / "raw" / word).rglob("*.png")
         }
+        files |= {f"{start}.DS_Store": b"x"}
         (write_zip if suffix == "zip" else write_tar)(tmp_path / "packed" / f"{word}.{suffix}", files)
     source = folder.source(tmp_path / "packed", 8)
     assert names(source) == names(expected)
@@ -46,3 +47,5 @@ def test_an_archive_for_each_split(tmp_path, suffix, words, inside):
         for one, other in zip(classes, expected.splits[split], strict=True):
             np.testing.assert_array_equal(one.load(), other.load())
     assert source.account.rule == expected.account.rule or inside
+    (left_out,) = source.account.left_out.to_json().values()
+    assert left_out["count"] == 3

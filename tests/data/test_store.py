@@ -1,15 +1,12 @@
 import json
-import os
 import tempfile
-import threading
-from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from maml_jax.data import staging, store
+from maml_jax.data import store
 from maml_jax.data.source import ClassImages, LazySplits, Source, stamp
 from maml_jax.errors import DataError
 
@@ -38,11 +35,6 @@ def failing_source(error):
         raise error
 
     return make_source({"train": [class_images("a", pixels(0, 3)), ClassImages("b", 2, load)]}, name="failing")
-
-
-@pytest.fixture
-def built(tmp_path):
-    return store.build(make_source(), tmp_path, progress=False)
 
 
 def test_store_returns_what_the_source_gave(built):
@@ -106,47 +98,6 @@ def test_every_setting_has_its_own_folder(tmp_path):
     assert make_source(a=1, b=2).digest() == make_source(b=2, a=1).digest()
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, DataError])
-def test_failure_leaves_nothing(tmp_path, error):
-    cache = tmp_path / "new" / "cache"
-    with pytest.raises(error, match="midway"):
-        store.build(failing_source(error("midway")), cache, progress=False)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_failure_keeps_what_was_there(tmp_path, built):
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(RuntimeError, match="midway"):
-        store.build(failing_source(RuntimeError("midway")), tmp_path, progress=False)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_full_disk(tmp_path):
-    with pytest.raises(DataError, match=r"cannot write the store .*No space left.*data\.cache_dir"):
-        store.build(failing_source(OSError(28, "No space left on device")), tmp_path / "cache", progress=False)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("built_before", [False, True])
-def test_what_killed_builders_left_is_swept(tmp_path, built_before):
-    """Of this machine, whatever nobody holds the lock of; of others, what has not changed for a day."""
-    source = make_source()
-    name = store.folder_of(source, tmp_path).name
-    if built_before:
-        store.build(source, tmp_path, progress=False)
-    with staging.beside(tmp_path / name) as busy:
-        killed = Path(f"{busy}".removesuffix(".tmp") + "0.tmp")
-        old, young, other = (tmp_path / f".{x}.tmp" for x in (f"{name}.far.0123", f"{name}.far.4567", "toy-more.89ab"))
-        for left in (busy, killed, old, young, other):
-            left.mkdir(exist_ok=True)
-            (left / "train.npy").write_bytes(b"half")
-        for path in (old, old / "train.npy", other, other / "train.npy"):
-            os.utime(path, (0, 0))
-        store.build(source, tmp_path, progress=False)
-        assert {path.name for path in tmp_path.iterdir()} == {busy.name, young.name, other.name, name}
-        assert (busy / "train.npy").exists()
-
-
 def test_manifest_without_splits(built):
     (built / store.MANIFEST).write_text('{"format": 1, "splits": {}}')
     with pytest.raises(DataError, match=r"is damaged \(store\.json is not of format 1\)"):
@@ -167,34 +118,6 @@ def test_verify_reads_in_pieces(tmp_path, monkeypatch):
     path = store.build(make_source({"train": [class_images("a", images)]}), tmp_path, progress=False)
     moments = store.verify(path)["train"]
     np.testing.assert_array_equal([moments.mean, moments.std], [[255, 255], [0, 0]])
-
-
-def test_cache_dir_below_a_file(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="cannot write the store"):
-        store.build(make_source(), tmp_path / "file" / "cache", progress=False)
-
-
-def test_two_builders_at_once(tmp_path):
-    meet = threading.Barrier(2, timeout=10)
-
-    def load():
-        meet.wait()  # neither can finish before the other has begun
-        return pixels(0, 3)
-
-    paths = []
-
-    def run():
-        paths.append(store.build(make_source({"train": [ClassImages("a", 3, load)]}), tmp_path, progress=False))
-
-    threads = [threading.Thread(target=run) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(paths) == 2
-    assert list(tmp_path.iterdir()) == [paths[0]] == [paths[1]]
-    store.verify(paths[0])
 
 
 @pytest.mark.parametrize(
@@ -227,6 +150,13 @@ def test_images_not_as_announced(tmp_path, images, message):
 def test_unusable_classes(tmp_path, splits, message):
     with pytest.raises(DataError, match=message):
         store.build(make_source(splits), tmp_path, progress=False)
+
+
+def test_a_split_that_is_not_there():
+    lazy = LazySplits(["train"], lambda split: [class_images("a", pixels(0, 3))])
+    assert len(lazy["train"]) == len(lazy) == 1
+    with pytest.raises(KeyError, match="test"):
+        lazy["test"]
 
 
 @pytest.mark.parametrize("splits", [{}, {"training": []}])

@@ -15,7 +15,6 @@ from tensorboardX.record_writer import RecordWriter
 from maml_jax import data
 from maml_jax.data import store, tfds_source
 from maml_jax.errors import ConfigError, DataError
-from tests.data import test_cifar, test_cub200, test_mini_imagenet, test_tiered_imagenet
 from tests.data.test_data import settings
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -67,6 +66,13 @@ class ToyGrey(ToyInsects):
     CHANNELS = 1
 
 
+class ToyParts(ToyInsects):
+    """The same in parts that are no usual splits."""
+
+    def _split_generators(self, dl_manager):
+        return {"first": self._make(range(3)), "second": self._make(range(3, 5))}
+
+
 class ToyNumbers(ToyInsects):
     """The same without class labels."""
 
@@ -77,7 +83,7 @@ class ToyNumbers(ToyInsects):
 def prepared(tmp_path_factory):
     """A folder of prepared data sets."""
     folder = tmp_path_factory.mktemp("tfds")
-    for builder in (ToyInsects, ToyGrey, ToyNumbers):
+    for builder in (ToyInsects, ToyGrey, ToyParts, ToyNumbers):
         prepare(builder(data_dir=folder, file_format="array_record"))
     return folder
 
@@ -132,6 +138,31 @@ def test_classes_of_all_its_splits_are_dealt_out(prepared, name):
     assert source.digest() != tfds_source.source(name, prepared, 8, seed=1).digest()
     store.verify(store.build(source, prepared / f"cache {name}", progress=False))
     assert "tensorflow" not in sys.modules
+
+
+def test_images_of_every_class_are_dealt_out_on_request(prepared):
+    source = tfds_source.source("toy_parts", prepared, 8, "images")
+    counts = {split: [c.count for c in classes] for split, classes in source.splits.items()}
+    assert counts == {"train": [3, 3, 3, 3, 2], "val": [1] * 5, "test": [1] * 5}
+    assert source.account.rule == "drawn at random with seed 0: 64, 16 and 20 % of the images of every class"
+
+
+def test_formats_that_are_not_read(tmp_path):
+    prepare(ToyGrey(data_dir=tmp_path, file_format="array_record"))
+    info = tmp_path / "toy_grey" / "1.0.0" / "dataset_info.json"
+    for file in info.parent.glob("*array_record*"):
+        file.rename(file.with_name(file.name.replace("array_record", "riegeli")))
+    info.write_text(info.read_text().replace('"fileFormat": "array_record"', '"fileFormat": "riegeli"'))
+    with pytest.raises(DataError, match=r"1\.0\.0 is in the format riegeli; array_record and tfrecord can be read"):
+        dict(tfds_source.source("toy_grey", tmp_path, 8).splits)
+
+
+def test_channels_of_no_known_meaning(tmp_path, monkeypatch):
+    monkeypatch.setattr(ToyInsects, "CHANNELS", 2)
+    builder = ToyInsects(data_dir=tmp_path, file_format="array_record")
+    monkeypatch.setattr(tfds_source, "_CHANNELS", {1: 1, 3: 3, 4: 3})
+    with pytest.raises(DataError, match=r"toy_insects.* has images of 2 channels"):
+        tfds_source._Examples(builder)
 
 
 def test_json_split(prepared, tmp_path):
@@ -243,56 +274,3 @@ def test_prepared_on_demand(tmp_path, monkeypatch):
         progress=False,
     )
     assert stores["train"].images.shape[1:] == (8, 8, 3)
-
-
-def test_ours_are_prepared_on_demand_without_a_network(tmp_path, monkeypatch):
-    take_offline(monkeypatch)
-    with pytest.raises(DataError, match=r"could not prepare mini_imagenet: mini-ImageNet is not complete in"):
-        tfds_source.source("mini_imagenet", tmp_path, 8, download=True)
-    manual = tmp_path / "downloads" / "manual"
-    manual.mkdir(parents=True)
-    test_mini_imagenet.write_pickles(manual)
-    source = tfds_source.source("mini_imagenet", tmp_path, 84, download=True)
-    assert {split: len(classes) for split, classes in source.splits.items()} == {"train": 3, "val": 2, "test": 1}
-
-
-WRITERS = {
-    "mini_imagenet": test_mini_imagenet.write_pickles,
-    "tiered_imagenet": test_tiered_imagenet.write_npz,
-    "cifar_fs": lambda root: test_cifar.write_pickles(root, "cifar_fs"),
-    "fc100": lambda root: test_cifar.write_pickles(root, "fc100"),
-    "cub200": test_cub200.write_images,
-    "inat2017": test_cub200.write_inat,
-}
-
-
-@pytest.mark.parametrize("name", WRITERS)
-def test_builders(tmp_path, name):
-    """Written by a builder and read again, a data set is what its source gives."""
-    import maml_jax.data.builders  # noqa: F401
-
-    (tmp_path / "raw").mkdir()
-    WRITERS[name](tmp_path / "raw")
-    prepare(tfds.builder(name, data_dir=tmp_path, file_format="array_record"), tmp_path / "raw")
-    size = 32 if name in ("cifar_fs", "fc100") else 84
-    direct = settings(tmp_path, name=name, dir=str(tmp_path / "raw"), image_size=size)
-    expected = everything(data.make_source(direct, progress=False))
-    loaded = everything(tfds_source.source(name, tmp_path, size))
-    assert list(loaded) == list(expected)
-    for split, classes in expected.items():
-        assert list(loaded[split]) == list(classes)
-        for key, images in classes.items():
-            np.testing.assert_array_equal(loaded[split][key], images)
-    examples = tfds.data_source(name, split="train", data_dir=tmp_path)
-    assert examples[0]["image"].shape == (size, size, 3)
-    assert examples[0]["label"] == 0
-    assert "tensorflow" not in sys.modules
-
-
-def test_builder_without_raw_files(tmp_path):
-    import maml_jax.data.builders
-
-    folder = types.SimpleNamespace(manual_dir=tmp_path)
-    assert maml_jax.data.builders._raw_files(folder) == tmp_path
-    with pytest.raises(DataError, match=r"mini-ImageNet is not complete in"):
-        prepare(tfds.builder("mini_imagenet", data_dir=tmp_path / "x", file_format="array_record"), tmp_path)

@@ -14,6 +14,7 @@ from maml_jax.meta.inner import InnerLoop, adapt, all_but, sgd
 from maml_jax.meta.learner import Pass, Phase
 from maml_jax.meta.method import evaluate_task, predict
 from maml_jax.meta.outer import Maml, task_loss
+from maml_jax.meta.rates import LearnedRates
 from maml_jax.meta.step import init_state, meta_gradient, meta_step
 from tests.helpers import assert_same, differs, episodes, one_task, small
 from tests.meta.test_inner import written_out
@@ -236,3 +237,20 @@ def test_predict_gives_the_logits_of_an_evaluation(norm):
     assert result.accuracy == (logits.argmax(-1) == task.query_y).mean()
     more = predict(method, params, stats, task.support_x, task.support_y, task.query_x, steps=3)
     assert differs(more, logits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """Of a model, and nothing else of it."""
+
+    initial: object
+
+    def init(self, key, x):
+        return self.initial, {}
+
+
+@pytest.mark.parametrize("initial", [[np.zeros(3)], {"rates": np.zeros(3)}])
+def test_what_is_learned_of_the_inner_rule_needs_a_place_of_its_own(initial):
+    inner = InnerLoop(sgd(0.1), rates=LearnedRates("tensor", 0.1))
+    with pytest.raises(ValueError, match="rates stand in the dict of parameters, beside parts of other names"):
+        Maml(Parameters(initial), inner, 1).init(jax.random.key(0), one_task())

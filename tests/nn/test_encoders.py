@@ -1,6 +1,7 @@
 """Encoders by name: shapes, parameters, and their own hyper-parameters."""
 
 import functools
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -124,6 +125,7 @@ class Own(nn.Module):
     rate: float = 0.5
     name_of_head: str | None = None
     sizes: tuple[int, ...] = ()
+    order: Literal["first", "last"] = "last"
 
     @nn.compact
     def __call__(self, x):
@@ -134,8 +136,8 @@ OWN = f"{__name__}:Own"
 
 
 def test_an_encoder_of_ones_own():
-    own = encoder(OWN, options="depth=7, rate=1, sizes=(1, 2, 3), name_of_head=None")
-    assert own == Own(7, 1.0, None, (1, 2, 3))
+    own = encoder(OWN, options="depth=7, rate=1, sizes=(1, 2, 3), name_of_head=None, order='first'")
+    assert own == Own(7, 1.0, None, (1, 2, 3), "first")
     assert isinstance(own.rate, float)
     assert shapes(Classifier(own, LinearHead(5), piece=1), 4)[1].shape == (2, 5)
 
@@ -145,6 +147,7 @@ def test_an_encoder_of_ones_own():
     [
         (OWN, 0, "", "model.options.* needs a value for depth"),
         (OWN, 4, "depth=1", "model.width=4.* has no attribute 'width'"),
+        (OWN, 0, "depth=1, order='middle'", r"order='middle' is not of type"),
         (OWN, 0, "depth=1, sizes=(1, 'a')", r"is not of type tuple\[int, \.\.\.\]"),
         ("no.such_module:Own", 0, "", "model.encoder.*No module named 'no'"),
         (f"{__name__}:Missing", 0, "", "model.encoder.*no attribute 'Missing'"),

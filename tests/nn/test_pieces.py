@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maml_jax.nn.convnet import ConvNet
+from maml_jax.nn.kernels import budget
+from maml_jax.nn.kernels.budget import default_piece
 from maml_jax.nn.kernels.pieces import Lazy, computed, each, lazily, measured, piecewise, piecewise_and, settled
 
 
@@ -80,3 +83,15 @@ def test_images_that_are_there_are_not_copied():
     x = jnp.ones((4, 2, 3, 1))
     assert computed(lazily(x, 1)) is x
     assert settled(lazily(x, 1)).inputs[0] is x
+
+
+def test_on_an_accelerator_all_is_computed_at_once(monkeypatch):
+    """Whose memory holds it, and whose kernels are few."""
+    encoder, images = ConvNet(32), (75, 84, 84, 3)
+    monkeypatch.setattr(budget, "device_memory", lambda: 2**30)
+    assert default_piece(encoder, images) > 0
+    monkeypatch.setattr(budget, "device_memory", lambda: 2**50)
+    assert default_piece(encoder, images) == 0
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(budget, "device_memory", lambda: 2**30)
+    assert default_piece(encoder, images) == 0

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from maml_jax import bounded
 from maml_jax import config as config_lib
 from maml_jax.checkpoint import Checkpoints
 from maml_jax.experiment.method import build_method
@@ -183,6 +185,18 @@ def test_unreadable_files_are_refused(tmp_path, capsys, damage):
         path.write_bytes(b"no archive" if damage == "text" else path.read_bytes()[:500])
     refused(capsys, ["import", str(path), str(tmp_path / "run")], str(path))
     assert not (tmp_path / "run").exists()
+
+
+def test_what_unpacks_to_far_more_than_it_is_is_refused(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "bad.pth"
+    torch.save({"encoder": torch.zeros(1_000_000)}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    monkeypatch.setattr(bounded, "UNPACKED", 1_000_000)
+    refused(capsys, ["import", str(path), str(tmp_path / "run")], "made to fill the memory")
 
 
 @pytest.mark.usefixtures("narrow")

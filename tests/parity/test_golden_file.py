@@ -207,6 +207,15 @@ def test_unusable_arrays_are_refused_by_name(tmp_path, name, value, problem):
     assert all(part in str(error.value) for part in ("case.npz", name, problem))
 
 
+@pytest.mark.parametrize(
+    "asked", [{"n_query": 10**9}, {"n_way": 10**9}, {"n_episode": 10**18}, {"image_size": 6 * 10**9}]
+)
+def test_more_than_can_be_drawn_is_refused(tmp_path, asked):
+    spec, arrays = make()
+    with pytest.raises(GoldenError, match=r"spec asks for [\d,]+ images of \d+ pixels: more than can be drawn"):
+        read_case(write(tmp_path, spec | asked, arrays))
+
+
 @pytest.mark.parametrize("damage", ["absent", "folder", "empty", "text", "cut", "flipped", "npy", "pickled"])
 def test_unusable_files_are_refused(tmp_path, damage):
     path = tmp_path / "case.npz"

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maml_jax import commands, results
+from maml_jax import commands, report, results, train
+from maml_jax import config as config_lib
 from maml_jax.data.store import ClassStore
 from maml_jax.data.stream import HostTasks, drawn_classes
 from maml_jax.report import learning
@@ -176,3 +177,12 @@ def test_the_latest_evaluation_under_the_runs_own_protocol_is_shown(tmp_path):
     (tmp_path / "eval" / "broken.json").write_text("{")
     found, arrays = results.latest_of(tmp_path, whole, 7)
     assert found["mark"] == str(arrays["mark"]) == "second"
+
+
+def test_a_run_that_was_not_evaluated_under_its_own_protocol(tmp_path):
+    """Is reported as far as there is anything to report."""
+    run = experiment()
+    state = train.train(run, tmp_path)
+    text = report.write(tmp_path, run, state, config_lib.flatten(config_lib.default())).read_text()
+    assert "Not evaluated under its own protocol; `maml-jax evaluate --workdir DIR` does it." in text
+    assert "learning.png" in text
