@@ -245,6 +245,7 @@ NUMBERS_AS_DATA = {
         ({"outer.first_order": 5, "inner.first_order": True}, {"outer.first_order": 0}),
         ({**NUMBERS_AS_DATA, "model.head": "prototypes"}, {"model.head": "meta", "eval.head": "meta"}),
         ({**NUMBERS_AS_DATA, "eval.head": "prototypes"}, {"eval.head": "meta"}),
+        ({**NUMBERS_AS_DATA, "train.pretrain": 5}, {"train.pretrain": 0}),
         ({"task.way": 1}, {"task.way": 2, "eval.way": 2}),
         ({"eval.way": 1}, {"eval.way": 5}),
         ({"model.loss": "squared_error"}, {"model.loss": "cross_entropy"}),

@@ -86,6 +86,14 @@ def test_mistakes_are_one_clear_line(launch, exported, tmp_path, arguments, mess
     assert files(tmp_path) == before
 
 
+def test_the_checkpoint_that_weights_are_of_is_the_only_one(launch, tmp_path):
+    save_run(tmp_path / "run", train__validate_every=2)
+    weights.export(tmp_path / "run", tmp_path / "model")
+    status, _, err = launch("evaluate", "--weights", "model", *FEW, "--config.eval.checkpoint=best")
+    assert status == 2
+    assert "model holds the latest one only; use --config.eval.checkpoint=latest" in err
+
+
 def test_a_model_that_does_not_fit_though_no_setting_differs(launch, tmp_path):
     """Nothing is said of settings then."""
     save_run(tmp_path / "run")

@@ -291,12 +291,9 @@ class Tar:
             info = infos[self._sifted[0].get(member, member)]
             check_whole(f"{member} in {self.path}", info.size)
             with self._lock:
-                content = archive.extractfile(info).read()
-            if len(content) != info.size:
-                raise EOFError("truncated")
+                return archive.extractfile(info).read()
         except (*_DAMAGE, KeyError) as error:
             raise _damaged(f"{member} in {self.path}", error) from error
-        return content
 
 
 def _damaged(what: str, error: Exception) -> DataError:

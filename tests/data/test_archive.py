@@ -78,6 +78,17 @@ def test_truncated_archives(tmp_path, name, keep):
         _ = open_tree(path).members
 
 
+def test_a_tar_file_whose_last_member_claims_more_than_there_is(tmp_path):
+    path = write_tar(tmp_path / "x.tar", {"a/1.png": b"x"})
+    content = bytearray(path.read_bytes())
+    member = tarfile.TarInfo("a/1.png")
+    member.size = 10**6
+    content[:512] = member.tobuf(tarfile.USTAR_FORMAT)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"cannot read .*x\.tar: .*; download it again"):
+        open_tree(path).read("a/1.png")
+
+
 def test_archive_cannot_write_elsewhere(tmp_path):
     folder = tmp_path / "deep" / "er"
     folder.mkdir(parents=True)
