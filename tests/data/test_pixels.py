@@ -110,12 +110,18 @@ def test_what_is_no_image_is_not_grey():
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
 def test_colours_multiplied_by_their_alpha(mode):
-    """As TIFF may have them, which says so."""
+    """As TIFF may have them, which says so. Grey ones are refused where Pillow does not know them, as up to 12.0."""
     plain = Image.merge(mode, [Image.new("L", (8, 8), grey) for grey in (200, 100, 40, 128)[-len(mode) :]])
     multiplied = Image.frombytes(mode, (8, 8), plain.convert({"LA": "La", "RGBA": "RGBa"}[mode]).tobytes())
     tag = struct.Struct("<HHIHH")  # ExtraSamples: 2 for alpha by itself, 1 for alpha that colours are multiplied by
     content = encode(multiplied, "TIFF").replace(tag.pack(338, 3, 1, 2, 0), tag.pack(338, 3, 1, 1, 0))
-    assert Image.open(io.BytesIO(content)).tag_v2[338] == (1,)
+    try:
+        assert Image.open(io.BytesIO(content)).tag_v2[338] == (1,)
+    except Image.UnidentifiedImageError:
+        with pytest.raises(DataError, match=r"cannot read the image x\.png: it is none of"):
+            decode(content)
+        assert mode == "LA"
+        return
     np.testing.assert_allclose(decode(content).astype(int), decode(encode(plain)), atol=2)
 
 
