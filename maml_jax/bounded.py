@@ -1,6 +1,7 @@
 """Files of others, read in bounded memory: none is larger than it may be, or unpacks to far more than it is."""
 
 import os
+import tempfile
 import tokenize
 import zipfile
 import zlib
@@ -16,7 +17,7 @@ MOST_BYTES = 512 * 2**20
 UNPACKED, RATIO = 2**30, 100
 """Bytes that any file may unpack to, and how many times its own size: images and weights shrink far less."""
 _CHUNK = 1 << 20
-_DAMAGE = (
+NPZ_DAMAGE = (
     OSError,
     EOFError,
     ValueError,
@@ -29,6 +30,7 @@ _DAMAGE = (
     RuntimeError,  # encrypted
     tokenize.TokenError,  # NumPy reads a header as Python
 )
+"""What a damaged .npz file makes its readers raise; `DataError` is among them, as a ValueError."""
 
 
 def read_bytes(path: Path) -> bytes:
@@ -80,13 +82,29 @@ def check_zip(path: Path) -> None:
             check_unpacked(str(path), sum(info.file_size for info in archive.infolist()), path.stat().st_size)
 
 
-def copy_bounded(source: BinaryIO, target: BinaryIO, what: str, packed: int) -> None:
-    """Copies what comes out of a decompressor; see `check_unpacked` for the other arguments and errors."""
+def unpack(source: BinaryIO, target: BinaryIO | None, what: str, packed: int) -> None:
+    """Copies what comes out of a decompressor to a temporary file.
+
+    Args:
+      source: of what is unpacked.
+      target: the temporary file; None: it is only read, which checks its checksum.
+      what: as of `check_unpacked`.
+      packed: as of `check_unpacked`.
+
+    Raises:
+      DataError: it unpacks to too much, or there is no room for it.
+    """
     done = 0
     while chunk := source.read(_CHUNK):
         done += len(chunk)
         check_unpacked(what, done, packed)
-        target.write(chunk)
+        if target:
+            try:
+                target.write(chunk)
+                target.flush()
+            except OSError as error:
+                refused = f"cannot unpack {what} in {tempfile.gettempdir()}: {error.strerror or error}"
+                raise DataError(f"{refused}; set TMPDIR to a folder with room, or unpack it yourself") from error
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -102,5 +120,5 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             return {name: archive[name] for name in archive.files}
     except DataError:
         raise
-    except _DAMAGE as error:
+    except NPZ_DAMAGE as error:
         raise DataError(f"{path}: not a readable .npz file: {error}") from error

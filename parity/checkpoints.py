@@ -24,7 +24,7 @@ from maml_jax.checkpoint import KINDS, Checkpoints
 from maml_jax.episode import Episode
 from maml_jax.errors import ConfigError, DataError
 from maml_jax.experiment.method import build_method, build_outer
-from maml_jax.files import write_whole
+from maml_jax.files import make_folder, write_whole, writing
 from maml_jax.meta.step import MetaState, init_state
 from maml_jax.nn.model import FlaxLearner
 from maml_jax.nn.norm import Normalization
@@ -41,6 +41,7 @@ _CHANNELS = {
     "resnet18": (64, 512),
     "wide-resnet18": (64, 640),
 }
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # and those of each episode, which have numbers
 
 
 def import_pth(path: Path, workdir: Path, config_file: Path | None = None) -> str:
@@ -57,6 +58,7 @@ def import_pth(path: Path, workdir: Path, config_file: Path | None = None) -> st
     Raises:
       DataError: the file or the folder cannot be used.
       ConfigError: the configuration cannot.
+      DiskError: the folder cannot be written.
     """
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise DataError(f"{workdir} exists and is not an empty folder; give a new one")
@@ -64,8 +66,9 @@ def import_pth(path: Path, workdir: Path, config_file: Path | None = None) -> st
     base = config_lib.from_file(config_file) if config_file else config_lib.preset("mini_5w1s")
     config = _config(path, stored, base)
     state = _state(path, stored, config)
-    workdir.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{workdir.name}.", dir=workdir.parent))
+    make_folder(workdir.parent)
+    with writing(workdir):
+        made = Path(tempfile.mkdtemp(prefix=f".{workdir.name}.", dir=workdir.parent))
     try:
         made.chmod(0o755)
         write_whole(made / "config.json", lambda file: file.write(config_lib.to_json(config).encode()))
@@ -92,8 +95,9 @@ def export_pth(workdir: Path, path: Path) -> str:
       A sentence on what was done.
 
     Raises:
-      DataError: the run has no checkpoint, or cannot be read, or the file cannot be written.
+      DataError: the run has no checkpoint, or cannot be read.
       ConfigError: the original has no such model.
+      DiskError: the file cannot be written.
     """
     config = config_lib.load(workdir / "config.json")
     name = _encoder_name(config)
@@ -107,10 +111,7 @@ def export_pth(workdir: Path, path: Path) -> str:
         except DataError as error:
             raise DataError(f"{error} (the original's models take images of 3 channels)") from error
     stored = _stored(config, name, bn_args, state)
-    try:
-        write_whole(path, lambda file: torch.save(stored, file))
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}") from error
+    write_whole(path, lambda file: torch.save(stored, file))
     return f"{path}: {name}, {config.task.way}-way, the {config.eval.checkpoint} checkpoint of {workdir}"
 
 
@@ -212,7 +213,7 @@ def _state(path: Path, stored: dict[str, Any], config: ml_collections.ConfigDict
         if isinstance(value, torch.Tensor)
     }
     weights = set(map(convert.torch_name, tree.names(params)))
-    unknown = [name for name in arrays if name not in weights and not _is_buffer(name)]
+    unknown = [name for name in arrays if name not in weights and not name.rpartition(".")[2].startswith(_BUFFERS)]
     if unknown:
         raise DataError(f"{path}: {config.model.encoder} has no parameter {unknown[0]}")
     if "classifier.temp" in arrays:
@@ -224,11 +225,6 @@ def _state(path: Path, stored: dict[str, Any], config: ml_collections.ConfigDict
     params, stats = (jax.tree.map(jnp.asarray, leaves) for leaves in filled)
     optimizer = build_outer(config).init(params)
     return MetaState(step=jnp.int32(0), params=params, stats=stats, optimizer=optimizer)
-
-
-def _is_buffer(name: str) -> bool:
-    """Whether it is a statistic, among them the original's own of each episode, and PyTorch's count of batches."""
-    return name.rpartition(".")[2].startswith(("running_mean", "running_var", "num_batches_tracked"))
 
 
 # Writing

@@ -6,6 +6,7 @@ import json
 import resource
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from maml_jax import pace, train
 from maml_jax.checkpoint import Checkpoints
-from maml_jax.data import store
+from maml_jax.data import archive, npz, store
 from maml_jax.data.source import ClassImages, Source
 from maml_jax.data.store import ClassStore
 from maml_jax.errors import DataError, DeviceError, DiskError
@@ -23,6 +24,7 @@ from maml_jax.files import make_folder, write_whole, writing
 from maml_jax.lock import only_one
 from maml_jax.metrics import MetricsWriter, read_metrics
 from maml_jax.parallel import failures_explained
+from tests.data.test_archive import write_tar
 from tests.helpers import ROOT, TINY, assert_same, experiment, image_tasks, start_python
 
 
@@ -119,6 +121,25 @@ def test_the_disk_is_full_while_a_store_is_built(tmp_path, short_files):
     assert not list(tmp_path.iterdir())
     short_files()
     store.verify(store.build(source, tmp_path / "stores", progress=False))
+
+
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.npz"])
+def test_the_disk_is_full_while_a_file_is_unpacked(disk, tmp_path, monkeypatch, name):
+    """Which is not damaged, so that to download it again would help nobody."""
+    content = np.random.default_rng(0).integers(0, 256, (4, 1000, 1000), np.uint8)
+    if name == "x.npz":
+        np.savez_compressed(tmp_path / name, images=content)
+        read = lambda path: npz._open_npz(path, "images")  # noqa: E731
+    else:
+        write_tar(tmp_path / name, {"a/1.png": content.tobytes()})
+        read = lambda path: archive.open_tree(path).members  # noqa: E731
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+    message = rf"cannot unpack \S*{name}.* in {disk}: No space left on device; set TMPDIR to a folder with room"
+    with pytest.raises(DataError, match=message) as caught:
+        read(tmp_path / name)
+    assert "download" not in str(caught.value)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert read(tmp_path / name)
 
 
 def test_a_read_only_work_directory(disk):

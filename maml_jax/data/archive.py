@@ -4,7 +4,7 @@ Nothing is ever unpacked under its own name, so an archive made to write outside
 """
 
 import bz2
-import errno
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from maml_jax.bounded import check_whole, copy_bounded, read_bytes
+from maml_jax.bounded import check_whole, read_bytes, unpack
 from maml_jax.data.source import stamp
 from maml_jax.errors import DataError
 
@@ -244,25 +244,25 @@ class Tar:
     @functools.cached_property
     def _infos(self) -> tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]:
         try:
-            if decompress := _DECOMPRESS.get(self.path.suffix.lower()):
-                file = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as this object)
-                weakref.finalize(self, file.close)
-                with decompress(self.path) as compressed:
-                    copy_bounded(compressed, file, str(self.path), self.path.stat().st_size)
-            else:
-                file = self.path.open("rb")
-                weakref.finalize(self, file.close)
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - tarfile.BLOCKSIZE))
-            if file.read().strip(b"\0"):  # tarfile takes an archive that breaks off at a header for a whole one
-                raise EOFError("truncated: the end-of-archive mark is missing")
-            file.seek(0)
-            archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
-            infos = {info.name + "/" * info.isdir(): info for info in archive if info.isfile() or info.isdir()}
-            file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # and a damaged header for the end
-                raise tarfile.ReadError(f"damaged at byte {archive.offset}")
-            return archive, infos
+            with contextlib.ExitStack() as stack:  # which closes the file if anything is wrong
+                if decompress := _DECOMPRESS.get(self.path.suffix.lower()):
+                    file = stack.enter_context(tempfile.TemporaryFile())
+                    with decompress(self.path) as compressed:
+                        unpack(compressed, file, str(self.path), self.path.stat().st_size)
+                else:
+                    file = stack.enter_context(self.path.open("rb"))
+                file.seek(0, os.SEEK_END)
+                file.seek(max(0, file.tell() - tarfile.BLOCKSIZE))
+                if file.read().strip(b"\0"):  # tarfile takes an archive that breaks off at a header for a whole one
+                    raise EOFError("truncated: the end-of-archive mark is missing")
+                file.seek(0)
+                archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
+                infos = {info.name + "/" * info.isdir(): info for info in archive if info.isfile() or info.isdir()}
+                file.seek(archive.offset)
+                if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # and a damaged header for the end
+                    raise tarfile.ReadError(f"damaged at byte {archive.offset}")
+                weakref.finalize(self, stack.pop_all().close)
+                return archive, infos
         except _DAMAGE as error:
             raise _damaged(str(self.path), error) from error
 
@@ -297,7 +297,4 @@ class Tar:
 
 
 def _damaged(what: str, error: Exception) -> DataError:
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        room = f"there is no room to unpack it in {tempfile.gettempdir()}"
-        return DataError(f"cannot read {what}: {room}; set TMPDIR to a folder with room, or unpack it yourself")
     return DataError(f"cannot read {what}: {error or type(error).__name__}; download it again")

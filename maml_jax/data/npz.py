@@ -5,34 +5,20 @@ import math
 import re
 import struct
 import tempfile
-import tokenize
 import weakref
 import zipfile
-import zlib
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from maml_jax.bounded import check_unpacked
+from maml_jax.bounded import NPZ_DAMAGE, unpack
 from maml_jax.data import pixels, safe_pickle
 from maml_jax.data.arrays import Labelled, check_images, check_labels, require
 from maml_jax.errors import DataError
 
 _LABEL_KEYS = ("labels", "label_specific")
 _WORDNET = re.compile(r"n\d{8}")
-_CHUNK = 1 << 24  # bytes
-_NPZ_DAMAGE = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    zipfile.BadZipFile,
-    zlib.error,
-    NotImplementedError,  # what zipfile raises for a compression that it does not know
-    RuntimeError,  # encrypted
-    tokenize.TokenError,  # NumPy reads the header as Python
-)
 
 
 def read_npz(file: Path, labels_file: Path) -> Labelled:
@@ -132,14 +118,11 @@ def _open_npz(file: Path, key: str) -> _Rows:
             if f"{key}.npy" not in archive.namelist():
                 raise DataError(f"{file} has the keys {', '.join(archive.namelist())}, expected '{key}'")
             info = archive.getinfo(f"{key}.npy")
-            check_unpacked(f"{file}: '{key}'", info.file_size, info.compress_size)
             stored = info.compress_type == zipfile.ZIP_STORED
             with contextlib.ExitStack() as stack:
                 raw = stack.enter_context(file.open("rb") if stored else tempfile.TemporaryFile())  # noqa: SIM115
-                with archive.open(info) as content:
-                    while chunk := content.read(_CHUNK):  # raises at the end if the checksum is wrong
-                        if not stored:
-                            raw.write(chunk)
+                with archive.open(info) as content:  # raises at the end if the checksum is wrong
+                    unpack(content, None if stored else raw, f"{file}: '{key}'", info.compress_size)
                 start = 0
                 if stored:
                     raw.seek(info.header_offset + 26)  # the lengths of two fields, after which the content begins
@@ -149,5 +132,5 @@ def _open_npz(file: Path, key: str) -> _Rows:
                 return rows
     except DataError:
         raise
-    except _NPZ_DAMAGE as error:
+    except NPZ_DAMAGE as error:
         raise DataError(f"cannot read {file}: {error}; download it again") from error

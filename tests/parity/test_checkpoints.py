@@ -166,11 +166,9 @@ def test_unusable_checkpoints_are_refused(tmp_path, capsys, field, value, proble
 
 def refused(capsys, arguments, problem):
     assert main(arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    assert problem in captured.err
+    out, err = capsys.readouterr()
+    assert (out, err[:7], err.count("\n")) == ("", "error: ", 1)
+    assert problem in err
 
 
 @pytest.mark.parametrize("damage", ["absent", "text", "cut", "list", "code"])
@@ -209,6 +207,17 @@ def test_folders_in_use_are_refused(tmp_path, capsys):
     assert [p.name for p in run.iterdir()] == ["notes.txt"]
     (run / "notes.txt").unlink()
     assert main(["import", str(tmp_path / "in.pth"), str(run)]) == 0
+
+
+@pytest.mark.usefixtures("narrow")
+def test_places_that_cannot_be_written_are_named(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    pth(tmp_path / "in.pth")
+    refused(capsys, ["import", str(tmp_path / "in.pth"), str(tmp_path / "file" / "run")], "cannot write")
+    assert main(["import", str(tmp_path / "in.pth"), str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    for name, reason in (("file/out.pth", "Not a directory"), ("none/out.pth", "No such file or directory")):
+        refused(capsys, ["export", str(tmp_path / "run"), str(tmp_path / name)], f"{name}: {reason}")
 
 
 @pytest.mark.usefixtures("narrow")
