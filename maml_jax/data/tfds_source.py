@@ -65,26 +65,7 @@ def source(
     builder = _builder(name, data_dir, download)
     examples, account = _Examples(builder), Account()
     chosen = JsonSplit(Path(split)) if split.endswith(".json") else None
-
-    def listing() -> Listing:
-        by_split = examples.by_split()
-        known = set(by_split) <= set(_SPLITS) and len(by_split) > 1
-        if published:
-            account.rule = published.origin
-            return published.pick(_merged(by_split))
-        if chosen:
-            account.rule = f"as {split} has it"
-            return chosen.pick(_merged(by_split))
-        if split == "images" and not known:
-            account.rule = f"drawn at random with seed {seed}: 64, 16 and 20 % of the images of every class"
-            return images_split(_merged(by_split), seed, examples)
-        together = sum(map(len, by_split.values())) > len(_merged(by_split))
-        if split == "random" or not known or (together and split != "images"):
-            account.rule = f"drawn at random with seed {seed}: 64, 16 and 20 % of all classes"
-            return random_split(_merged(by_split), seed, examples)
-        account.rule = "the data set's own"
-        return {_SPLITS[own]: classes for own, classes in by_split.items()}
-
+    listing = functools.partial(_listing, examples, account, split, seed, published or chosen)
     files = [examples.stamp(), *([chosen.stamp()] if chosen else [])]
     fingerprint = {"version": VERSION, "name": builder.info.full_name, "split": split, "seed": seed, "files": files}
     look = Look(image_size, examples.channels, background)
@@ -97,6 +78,33 @@ def source(
         account,
         split == "images",
     )
+
+
+def _listing(examples: "_Examples", account: Account, split: str, seed: int, chosen: Any) -> Listing:
+    """The examples of each class of each split; tells the account which rule made the split.
+
+    Args:
+      examples: of the data set.
+      account: of its source.
+      split: as of `source`.
+      seed: of the random split.
+      chosen: a published split, or one of a file; None if neither is asked for.
+    """
+    by_split = examples.by_split()
+    merged = _merged(by_split)
+    if chosen:
+        account.rule = f"as {split} has it" if isinstance(chosen, JsonSplit) else chosen.origin
+        return chosen.pick(merged)
+    known = set(by_split) <= set(_SPLITS) and len(by_split) > 1
+    if split == "images" and not known:
+        account.rule = f"drawn at random with seed {seed}: 64, 16 and 20 % of the images of every class"
+        return images_split(merged, seed, examples)
+    together = sum(map(len, by_split.values())) > len(merged)
+    if split == "random" or not known or (together and split != "images"):
+        account.rule = f"drawn at random with seed {seed}: 64, 16 and 20 % of all classes"
+        return random_split(merged, seed, examples)
+    account.rule = "the data set's own"
+    return {_SPLITS[own]: classes for own, classes in by_split.items()}
 
 
 def _published(name, split):
